@@ -1,0 +1,50 @@
+# make course and make test are all a new reader needs; each sets up .venv first if it is missing.
+
+PROFILE ?= cpu
+PYTHON ?= python3
+# Extra words for the course runner, e.g. make course ARGS="--only 00 --set SEED=1"
+ARGS ?=
+# Installed first and alone: a torch that is already there is not replaced by a larger build.
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help course test lab lint stamp clean
+
+help:  ## Say what there is
+	@echo "make course [PROFILE=cpu|smoke]   execute every notebook into runs/<profile>/"
+	@echo "make test                         run the tests"
+	@echo "make lab                          open JupyterLab"
+	@echo "make lint                         check style, notebooks included"
+	@echo "make stamp                        put the outputs of the last cpu run into notebooks/"
+	@echo "make clean                        remove .venv (runs/ is kept)"
+	@echo "More options: $(BIN)/python -m lib.course --help, or make course ARGS=\"--only 00\""
+
+course: $(READY)  ## Execute every notebook
+	@$(BIN)/python -m lib.course --profile $(PROFILE) $(ARGS)
+
+test: $(READY)  ## Run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lab: $(READY)
+	@$(BIN)/jupyter lab --notebook-dir notebooks
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+stamp: $(READY)
+	@$(BIN)/python -m lib.course --stamp
+
+clean:
+	rm -rf .venv
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Setting up .venv (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $(READY)
