@@ -1,0 +1,1 @@
+"""Adaptive reasoning, three ways: ARM, AdaptThink and AdaReasoner. One module per idea."""

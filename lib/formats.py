@@ -1,0 +1,113 @@
+"""The four reasoning formats of ARM: how a response is written, and how it is read back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ReasoningFormat(StrEnum):
+    """ARM's four ways to respond, from the cheapest to the longest (ARM, section 3)."""
+
+    DIRECT = "direct"
+    SHORT_COT = "short_cot"
+    CODE = "code"
+    LONG_COT = "long_cot"
+
+    @property
+    def tag(self) -> str:
+        """The tag that opens a response in this format; plain text, as in the paper."""
+        return _TAGS[self]
+
+    @property
+    def prefix(self) -> str:
+        """The text to force at the start of a response to get this format (instruction-guided mode)."""
+        return f"<{self.tag}>\n"
+
+
+_TAGS = {
+    ReasoningFormat.DIRECT: "ANSWER",
+    ReasoningFormat.SHORT_COT: "COT",
+    ReasoningFormat.CODE: "CODE",
+    ReasoningFormat.LONG_COT: "LONG_COT",
+}
+_ANY_TAG = re.compile(r"</?(?:" + "|".join(_TAGS.values()) + r")>")
+_FORMAT_OF_TAG = {f"<{tag}>": format for format, tag in _TAGS.items()}
+
+
+@dataclass(frozen=True)
+class ParsedResponse:
+    """A response taken apart. `problem` says why a response is not valid, and is None when it is."""
+
+    format: ReasoningFormat | None
+    rationale: str
+    answer: str | None
+    is_valid: bool
+    problem: str | None
+
+
+def render_response(format: ReasoningFormat, rationale: str, answer: str) -> str:
+    """Write a response in ARM's layout; `rationale` must be empty exactly when the format is direct."""
+    format = ReasoningFormat(format)
+    if (format is ReasoningFormat.DIRECT) != (rationale == ""):
+        raise ValueError(
+            f"a {format} response takes {'no' if format is ReasoningFormat.DIRECT else 'a'} rationale"
+        )
+    for name, text in (("rationale", rationale), ("answer", answer)):
+        if tag := _ANY_TAG.search(text):
+            raise ValueError(f"the {name} holds the tag {tag[0]}, which would make the response ambiguous")
+    block = f"<ANSWER>\n{answer}\n</ANSWER>"
+    if format is ReasoningFormat.DIRECT:
+        return block
+    return f"<{format.tag}>\n{rationale}\n</{format.tag}>\n{block}"
+
+
+def detect_format(text: str) -> ReasoningFormat | None:
+    """The format a response opens with, or None. Every response holds <ANSWER>, so only the start counts."""
+    opening = _ANY_TAG.match(text.lstrip())
+    return _FORMAT_OF_TAG.get(opening[0]) if opening else None
+
+
+def parse_response(text: str) -> ParsedResponse:
+    """Read a response strictly: these tags, in this order, once each, and nothing outside them.
+
+    A tag must open the response; a rationale that is there must be closed; then comes exactly one
+    answer, which is not empty; then the response ends. Whitespace around the parts is free.
+    """
+    format = detect_format(text)
+    if format is None:
+        return ParsedResponse(None, "", None, False, "no format tag at the start of the response")
+    found = _ANY_TAG.findall(text)
+    expected = ["<ANSWER>", "</ANSWER>"]
+    if format is not ReasoningFormat.DIRECT:
+        expected = [f"<{format.tag}>", f"</{format.tag}>", *expected]
+    parts = [part.strip() for part in _ANY_TAG.split(text)]
+    rationale = parts[1] if format is not ReasoningFormat.DIRECT else ""
+    if found != expected:
+        return ParsedResponse(format, rationale, None, False, _tag_problem(found, expected))
+    answer = parts[-2]
+    problem = None
+    if parts[-1]:
+        problem = "text after </ANSWER>"
+    elif format is not ReasoningFormat.DIRECT and parts[2]:
+        problem = f"text between </{format.tag}> and <ANSWER>"
+    elif not answer:
+        problem = "the answer is empty"
+    elif format is not ReasoningFormat.DIRECT and not rationale:
+        problem = "the rationale is empty"
+    return ParsedResponse(format, rationale, answer or None, problem is None, problem)
+
+
+def _tag_problem(found: list[str], expected: list[str]) -> str:
+    """Name the first thing wrong with a sequence of tags."""
+    foreign = [tag for tag in found if tag not in expected]
+    missing = [tag for tag in expected if tag not in found]
+    repeated = [tag for tag in expected if found.count(tag) > 1]
+    if foreign:
+        return f"{foreign[0]} does not belong in a response that opens with {expected[0]}"
+    if missing:
+        return f"{missing[0]} is missing"
+    if repeated:
+        return f"{repeated[0]} stands more than once"
+    return f"the tags come in the wrong order: {' '.join(found)}"
