@@ -1,0 +1,237 @@
+"""Run folders: where a run keeps its configuration, metrics and checkpoint, and where they came from.
+
+    runs/<profile>/<notebook>/config.json  metrics.jsonl  metrics.json  checkpoint/
+
+Every file is replaced in one step, so a reader never sees half of one, and a killed run resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy")
+
+
+class RunFolderError(OSError):
+    """A run folder cannot be written or read; the message names the path and the remedy."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing or is not the one its provenance describes."""
+
+
+def runs_folder() -> Path:
+    """The folder of all runs: `runs/` beside `lib/`, or wherever RUNS_DIR points."""
+    return Path(os.environ.get("RUNS_DIR") or ROOT / "runs")
+
+
+class Run:
+    """One run of one notebook under one profile."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]):
+        self.folder = folder
+        self.config = dict(config)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where this run keeps its checkpoint."""
+        return self.folder / "checkpoint"
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one row to metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        with _explained(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step` and a torn last line: call it when training resumes from there."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        write_atomically(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows logged so far; a last line that a kill cut short is left out."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if number == len(lines):
+                    break
+                raise RunFolderError(
+                    f"{path}, line {number}, is not JSON ({error.msg}). Delete that line, or the folder "
+                    f"{self.folder} to start the run again."
+                ) from None
+        return rows
+
+    def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Write metrics.json, the result of the run, and give it back."""
+        write_json(self.folder / "metrics.json", metrics)
+        return dict(metrics)
+
+
+def start_run(notebook: str, profile: str, config: Mapping[str, Any]) -> Run:
+    """Open the run folder of a notebook and write its config.json.
+
+    A folder with another configuration is not mixed with the new one: its old metrics and checkpoint
+    are set aside under `previous/`. With the same configuration the run can be resumed.
+    """
+    folder = runs_folder() / profile / notebook
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "config.json"
+        if path.exists() and _read_json(path) != json.loads(json.dumps(dict(config))):
+            _set_aside(folder)
+    write_json(path, config)
+    return Run(folder, config)
+
+
+def _set_aside(folder: Path) -> None:
+    """Move what another configuration left behind to previous/<time>/."""
+    old = folder / "previous" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    for name in ("config.json", "metrics.jsonl", "metrics.json", "checkpoint"):
+        if (folder / name).exists():
+            old.mkdir(parents=True, exist_ok=True)
+            (folder / name).rename(old / name)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, readable and in one step."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write text beside the target and rename it: the old file or the new one, never half of one."""
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a message a person can act on."""
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise RunFolderError(
+            f"Cannot write {path}: {error.strerror or error}. Free some space, make the folder writable, or "
+            "set the environment variable RUNS_DIR to a folder that is; what was written before is kept."
+        ) from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RunFolderError(
+            f"{path} is not JSON ({error.msg}, line {error.lineno}). Delete it and run again."
+        ) from None
+
+
+# ---- provenance --------------------------------------------------------------------------------
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """Where a result comes from: the given facts, the commit, the versions, the machine and the time."""
+    return {
+        **facts,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "lib", "notebooks")),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def write_provenance(folder: Path, **facts: Any) -> None:
+    """Write provenance.json for a checkpoint folder, with the SHA-256 of every file in it."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "provenance.json")
+    write_json(
+        folder / "provenance.json", provenance(**facts) | {"sha256": {p.name: sha256(p) for p in files}}
+    )
+
+
+def check_provenance(folder: Path) -> dict[str, Any]:
+    """Read provenance.json and compare every file with its SHA-256; raises CheckpointError."""
+    path = folder / "provenance.json"
+    remedy = (
+        f"Restore it with `git checkout -- {_shown(folder)}`, or make it again with the notebook that "
+        "trains it."
+    )
+    if not path.exists():
+        raise CheckpointError(
+            f"There is no checkpoint at {_shown(folder)}: provenance.json is missing. {remedy}"
+        )
+    record = _read_json(path)
+    for name, expected in record["sha256"].items():
+        if not (folder / name).exists():
+            raise CheckpointError(
+                f"The checkpoint {_shown(folder)} is not complete: {name} is missing. {remedy}"
+            )
+        if sha256(folder / name) != expected:
+            raise CheckpointError(
+                f"The checkpoint file {_shown(folder / name)} is damaged or was changed: its SHA-256 is not "
+                f"the one in provenance.json. {remedy}"
+            )
+    return record
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held so far, in MB."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _shown(path: Path) -> str:
+    """A path as a reader knows it: relative to the project where it lies inside."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
