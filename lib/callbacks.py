@@ -1,0 +1,68 @@
+"""What every trainer of the course does beside training: log, show progress, stop safely."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lib.runs import Run
+
+
+class RunCallback(TrainerCallback):
+    """Logs to the run folder, says a line now and then, stops early if asked, and saves on Ctrl-C.
+
+    After Ctrl-C the step in progress is finished and a checkpoint is written; `interrupted` is then True
+    and the same call resumes from there.
+    """
+
+    def __init__(
+        self,
+        run: Run | None = None,
+        *,
+        say: Callable[[str], None] | None = None,
+        lines: int = 10,
+        stop_at: int | None = None,
+    ):
+        self.run, self.say, self.lines, self.stop_at = run, say, lines, stop_at
+        self.interrupted = False
+        self._begun = time.monotonic()
+        self._old_handler = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._begun = time.monotonic()
+        try:
+            self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
+        except ValueError:  # not in the main thread: Ctrl-C then ends the process as usual
+            self._old_handler = None
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._old_handler is not None:
+            signal.signal(signal.SIGINT, self._old_handler)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+        if self.stop_at is not None and state.global_step >= self.stop_at:
+            control.should_log = control.should_training_stop = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs
+    ):
+        if not logs or "loss" not in logs:
+            return
+        seconds = time.monotonic() - self._begun
+        if self.run is not None:
+            self.run.log(state.global_step, logs | {"seconds": round(seconds, 2)})
+        last = min(self.stop_at or state.max_steps, state.max_steps)
+        every = max(1, last // self.lines // args.logging_steps) * args.logging_steps
+        if self.say is not None and (state.global_step % every == 0 or state.global_step >= last):
+            self.say(
+                f"step {state.global_step:>5} of {last}   loss {float(logs['loss']):.3f}   {seconds:4.0f} s"
+            )
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
