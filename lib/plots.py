@@ -1,0 +1,103 @@
+"""The figures of the course, in one look: the same colour, marker and name for a format everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from IPython.display import Image, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.formats import ReasoningFormat
+
+_PALETTE = sns.color_palette("colorblind")
+COLOURS: dict[str, tuple] = dict(
+    zip(ReasoningFormat, (_PALETTE[0], _PALETTE[1], _PALETTE[2], _PALETTE[3]), strict=True)
+)
+MARKERS: dict[str, str] = dict(zip(ReasoningFormat, "osD^", strict=True))
+NAMES: dict[str, str] = dict(zip(ReasoningFormat, ("direct", "short CoT", "code", "long CoT"), strict=True))
+TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88"}
+
+
+def use_style() -> None:
+    """Set the look of all figures; call it once, in the set-up cell."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind")
+    plt.rcParams.update({"figure.figsize": (7, 4), "figure.dpi": 100, "axes.grid": True, "grid.alpha": 0.3})
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure as a PNG that carries its description, for readers who cannot see it."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Description": alt, "Software": None})
+    plt.close(figure)
+    display(Image(buffer.getvalue(), format="png", alt=alt))
+
+
+def staircase(
+    summary: pd.DataFrame, *, reach: Mapping[str, int] | None = None, ax: Axes | None = None
+) -> Figure:
+    """Accuracy by depth, a line per format with its 95 % interval; `reach` marks the predicted steps."""
+    figure, ax = _canvas(ax)
+    shade_tiers(ax, int(summary["depth"].max()))
+    for format, rows in summary.groupby("format", sort=False):
+        colour = COLOURS[format]
+        ax.fill_between(
+            rows["depth"], rows["accuracy_low"], rows["accuracy_high"], color=colour, alpha=0.2, lw=0
+        )
+        ax.plot(
+            rows["depth"], rows["accuracy"], color=colour, marker=MARKERS[format], label=NAMES[format], ms=5
+        )
+        if reach and reach[format] < summary["depth"].max():
+            ax.axvline(reach[format] + 0.5, color=colour, ls=":", lw=1.2)
+    ax.axhline(0.1, color="0.4", lw=0.8, ls="--")
+    ax.text(summary["depth"].min() - 0.4, 0.045, "guessing", fontsize=8, color="0.3")
+    ax.set(xlabel="depth of the question (operations)", ylabel="accuracy", ylim=(0, 1.04))
+    ax.set_xticks(sorted(summary["depth"].unique()))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def accuracy_tokens_plane(summary: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """One point per policy: mean tokens against accuracy, with 95 % intervals; up and left is better."""
+    figure, ax = _canvas(ax)
+    for _, row in summary.iterrows():
+        name = row["policy"]
+        ax.errorbar(
+            row["tokens"],
+            row["accuracy"],
+            xerr=[[row["tokens"] - row["tokens_low"]], [row["tokens_high"] - row["tokens"]]],
+            yerr=[[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]],
+            color=COLOURS.get(name, "black"),
+            marker=MARKERS.get(name, "*"),
+            ms=14 if name == "oracle" else 8,
+            capsize=3,
+            ls="none",
+        )
+        ax.annotate(
+            NAMES.get(name, name), (row["tokens"], row["accuracy"]), (8, -14), textcoords="offset points"
+        )
+    ax.set_xscale("log")
+    ticks = [tick for tick in (4, 8, 16, 32, 64, 128, 256) if tick < 2 * summary["tokens"].max()]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="mean tokens per response (log scale)", ylabel="accuracy", ylim=(0, 1.06))
+    return figure
+
+
+def shade_tiers(ax: Axes, deepest: int) -> None:
+    """Shade the depths of the three tiers and name them."""
+    for name, (low, high) in {"easy": (1, 2), "medium": (3, 6), "hard": (7, max(deepest, 7))}.items():
+        if low <= deepest:
+            ax.axvspan(low - 0.5, high + 0.5, color=TIER_SHADES[name], zorder=0, lw=0)
+            ax.text((low + high) / 2, 1.055, name, ha="center", fontsize=9, color="0.25")
+    ax.set_xlim(0.5, deepest + 0.5)
+
+
+def _canvas(ax: Axes | None) -> tuple[Figure, Axes]:
+    if ax is None:
+        return plt.subplots()
+    return ax.figure, ax
