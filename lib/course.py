@@ -25,7 +25,15 @@ from typing import Any
 import nbformat
 import yaml
 
-from lib.runs import ROOT, RunFolderError, provenance, runs_folder, write_atomically, write_json
+from lib.runs import (
+    ROOT,
+    RunFolderError,
+    provenance,
+    read_json,
+    runs_folder,
+    write_atomically,
+    write_json,
+)
 
 NOTEBOOKS = ROOT / "notebooks"
 DEFAULT_PROFILE = "cpu"  # the values written in the notebooks themselves
@@ -130,7 +138,7 @@ def resolve_parameters(path: Path, profile: str, overrides: Mapping[str, Any]) -
                 *sorted(p.name for p in (path.parent / "profiles").glob("*") if p.is_dir()),
             ]
             raise CourseError(
-                f"There is no profile {profile!r}{_hint(profile, known)}. There are {', '.join(known)}."
+                f"There is no profile {profile!r}{_hint(profile, known)} There are {', '.join(known)}."
             )
         file = folder / f"{path.stem}.yaml"
         if not file.exists():
@@ -160,7 +168,7 @@ def _read_profile(file: Path) -> dict[str, Any]:
 def _check_value(declared: Mapping[str, Parameter], name: str, value: Any, where: str) -> None:
     if name not in declared:
         raise CourseError(
-            f"{where}: {name} is not a parameter of this notebook{_hint(name, declared)}. "
+            f"{where}: {name} is not a parameter of this notebook{_hint(name, declared)} "
             f"It declares {', '.join(declared)}."
         )
     expected = declared[name].type
@@ -181,7 +189,7 @@ def _check_value(declared: Mapping[str, Parameter], name: str, value: Any, where
 
 def _hint(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {close[0]}?" if close else "."
 
 
 # ---- running -----------------------------------------------------------------------------------
@@ -208,7 +216,7 @@ def run_course(
     for name in overrides:
         if name not in declared:
             raise CourseError(
-                f"--set {name}: none of the chosen notebooks declares it{_hint(name, sorted(declared))}."
+                f"--set {name}: none of the chosen notebooks declares it{_hint(name, sorted(declared))}"
             )
     outcomes = []
     for path, parameters in plan:
@@ -230,7 +238,7 @@ def choose(notebooks: Sequence[Path], only: Sequence[str], start: str | None) ->
             if name.removesuffix(".ipynb") in (path.stem, path.stem[:2]):
                 return path
         stems = [path.stem for path in notebooks]
-        raise CourseError(f"There is no notebook {name!r}{_hint(name, stems)}. There are {', '.join(stems)}.")
+        raise CourseError(f"There is no notebook {name!r}{_hint(name, stems)} There are {', '.join(stems)}.")
 
     picked = [find(name) for name in only] or list(notebooks)
     if start is not None:
@@ -246,13 +254,12 @@ def _run_notebook(
     target = runs_folder() / profile / path.stem
     finished, output = target / "finished.json", target / path.name
     digest = _digest(notebook, parameters)
-    if not again and finished.exists() and output.exists():
-        record = json.loads(finished.read_text(encoding="utf-8"))
-        if record["digest"] == digest:
-            say(f"{path.stem}  finished before, not repeated (--again repeats it)")
-            return Outcome(path.stem, "finished before", record["seconds"], record["peak_memory_mb"])
-    finished.unlink(missing_ok=True)
+    record = read_json(finished) if finished.exists() and output.exists() else {}
+    if not again and record.get("digest") == digest:
+        say(f"{path.stem}  finished before, not repeated (--again repeats it)")
+        return Outcome(path.stem, "finished before", record["seconds"], record["peak_memory_mb"])
     write_atomically(target / "parameters.yaml", yaml.safe_dump(dict(parameters)))
+    finished.unlink(missing_ok=True)
     code, seconds, memory = _papermill(path, output, target, _expected_seconds(notebook, profile))
     if code != 0:
         say(_explain_failure(path, output, target, code))
@@ -376,7 +383,7 @@ def stamp(path: Path) -> None:
         raise CourseError(
             f"{path.stem}: no finished {DEFAULT_PROFILE} run to stamp; run `make course` first."
         )
-    record = json.loads(finished.read_text(encoding="utf-8"))
+    record = read_json(finished)
     if record["code_sha256"] != code_hash(notebook) or record["parameters"] != {"PROFILE": DEFAULT_PROFILE}:
         raise CourseError(f"{path.stem}: the last run had other code or parameters; run `make course` first.")
     executed = list(_own_cells(nbformat.read(output, as_version=4)))

@@ -24,6 +24,9 @@ TIERS: dict[str, range] = {"easy": range(1, 3), "medium": range(3, 7), "hard": r
 MAX_DEPTH = 12
 FUSED_OPERATIONS = 2
 JOTTED_AFTER = (2, 4)
+# The sentence of a question pauses where one would jot. Without a pause three layers cannot find
+# operation 3 early enough to fuse it with operation 4, and short CoT stops at depth 3.
+PAUSES = dict(zip(JOTTED_AFTER, ("then", "later"), strict=True))
 MAX_STATEMENTS = 4
 COLOURS = ("red", "blue", "green", "black", "white", "grey", "gold", "pink", "brown", "silver")
 PROMPT = "Human: {question}\nAssistant:"
@@ -159,8 +162,11 @@ class Question:
 
     @property
     def text(self) -> str:
+        words = []
+        for place, operation in enumerate(self.operations):
+            words += [PAUSES[place], operation] if place in PAUSES else [operation]
         return WORLDS[self.world].question.format(
-            colour=self.colour, start=self.start, operations=" ".join(self.operations)
+            colour=self.colour, start=self.start, operations=" ".join(words)
         )
 
     @property
@@ -203,7 +209,8 @@ def parse_question(text: str) -> Question:
         }
         pattern = re.escape(world.question).replace(r"\{", "{").replace(r"\}", "}").format(**fields)
         if match := re.fullmatch(pattern, text.strip()):
-            return Question(match["start"], tuple(match["operations"].split()), match["colour"], world.name)
+            operations = tuple(word for word in match["operations"].split() if word not in PAUSES.values())
+            return Question(match["start"], operations, match["colour"], world.name)
     examples = " or ".join(repr(w.question) for w in (WORLDS["dial"], WORLDS["cups"]))
     raise ValueError(f"not a question of these worlds: {text!r}; write {examples}")
 
@@ -399,6 +406,7 @@ def dial_vocabulary() -> list[str]:
         *(f"\n</{tag}>\n" for tag in tags if tag != "ANSWER"),
         *("\n</ANSWER>", "<think>", "</think>"),
         *words.split(),
+        *PAUSES.values(),
         *COLOURS,
     ]
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.dial import oracle_format, token_cost
-from lib.formats import parse_response
+from lib.formats import ReasoningFormat, parse_response
 from lib.inference import generate
 
 Z95 = 1.959964
@@ -110,8 +110,13 @@ def summarise(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return rows.groupby(list(by), sort=False)[["correct", "tokens"]].apply(line).reset_index()
 
 
-def oracle_rows(questions: Sequence[Task]) -> pd.DataFrame:
-    """The rows of an ideal policy on dial questions: the cheapest right format, at its closed-form cost."""
+def oracle_rows(
+    questions: Sequence[Task], *, cost: Callable[[ReasoningFormat, int], int] = token_cost
+) -> pd.DataFrame:
+    """The rows of an ideal policy on dial questions: always the cheapest format that is right.
+
+    Where no format reaches, it is wrong as cheaply as it can be.
+    """
     chosen = [oracle_format(question.depth) for question in questions]
     return pd.DataFrame(
         {
@@ -120,7 +125,7 @@ def oracle_rows(questions: Sequence[Task]) -> pd.DataFrame:
             "format": chosen,
             "correct": [format is not None for format in chosen],
             "tokens": [
-                token_cost(format, question.depth) if format else 0
+                cost(format or ReasoningFormat.DIRECT, question.depth)
                 for format, question in zip(chosen, questions, strict=True)
             ],
         }

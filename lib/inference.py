@@ -33,7 +33,9 @@ def generate(
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
     set_seed(seed)
-    sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+    sampling = {"do_sample": temperature > 0}
+    if temperature > 0:
+        sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     prefix_ids = tokenizer(prefix, add_special_tokens=False).input_ids
     responses: list[Response | None] = [None] * len(prompts)
@@ -50,8 +52,6 @@ def generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 max_new_tokens=max_new_tokens,
-                top_k=0,
-                top_p=1.0,
                 pad_token_id=pad,
                 **sampling,
             )

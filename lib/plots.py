@@ -88,12 +88,67 @@ def accuracy_tokens_plane(summary: pd.DataFrame, *, ax: Axes | None = None) -> F
     return figure
 
 
+def accuracy_and_tokens(summary: pd.DataFrame) -> Figure:
+    """Two panels over depth: what each format gets right, and what it costs."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    staircase(summary, ax=left)
+    left.get_legend().remove()
+    shade_tiers(right, int(summary["depth"].max()))
+    for format, rows in summary.groupby("format", sort=False):
+        right.plot(rows["depth"], rows["tokens"], color=COLOURS[format], marker=MARKERS[format], ms=5)
+        middle = rows.iloc[len(rows) // 2]
+        right.annotate(
+            NAMES[format],
+            (middle["depth"], middle["tokens"]),
+            (-6, 8),
+            textcoords="offset points",
+            ha="right",
+        )
+    right.set(xlabel="depth of the question (operations)", ylabel="mean tokens per response", ylim=(0, None))
+    right.set_xticks(left.get_xticks())
+    return figure
+
+
+def loss_curves(runs: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -> Figure:
+    """Training loss by step, a line per run; the first is the reference and is drawn pale."""
+    figure, ax = _canvas(ax)
+    for index, (name, rows) in enumerate(runs.items()):
+        style = {"color": "0.65", "lw": 3} if index == 0 else {"color": _PALETTE[index - 1], "lw": 1.5}
+        ax.plot(rows["step"], rows["loss"], label=name, **style)
+    ax.set(xscale="log", yscale="log", xlabel="step (log scale)", ylabel="loss (nats per token, log scale)")
+    ax.legend(frameon=False)
+    return figure
+
+
+def share_bars(shares: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """Stacked horizontal bars: the share of each format (columns) in each tier (rows)."""
+    figure, ax = _canvas(ax)
+    left = pd.Series(0.0, index=shares.index)
+    for format in [*ReasoningFormat, *(set(shares.columns) - set(ReasoningFormat))]:
+        if format not in shares.columns:
+            continue
+        values = shares[format]
+        bars = ax.barh(
+            shares.index, values, left=left, color=COLOURS.get(format, "0.7"), label=NAMES.get(format, format)
+        )
+        ax.bar_label(
+            bars, [f"{v:.0%}" if v >= 0.05 else "" for v in values], label_type="center", color="white"
+        )
+        left += values
+    ax.invert_yaxis()
+    ax.grid(visible=False)
+    ax.set(xlabel="share of responses", ylabel="tier", xlim=(0, 1))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=5, frameon=False)
+    return figure
+
+
 def shade_tiers(ax: Axes, deepest: int) -> None:
     """Shade the depths of the three tiers and name them."""
     for name, (low, high) in {"easy": (1, 2), "medium": (3, 6), "hard": (7, max(deepest, 7))}.items():
         if low <= deepest:
             ax.axvspan(low - 0.5, high + 0.5, color=TIER_SHADES[name], zorder=0, lw=0)
-            ax.text((low + high) / 2, 1.055, name, ha="center", fontsize=9, color="0.25")
+            place = ax.get_xaxis_transform()  # x in depths, y in parts of the axis
+            ax.text((low + high) / 2, 1.015, name, ha="center", fontsize=9, color="0.25", transform=place)
     ax.set_xlim(0.5, deepest + 0.5)
 
 

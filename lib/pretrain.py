@@ -41,7 +41,7 @@ class PretrainConfig:
     """How dial-base is made; the defaults make the shipped checkpoint."""
 
     seed: int = 0
-    steps: int = 4800
+    steps: int = 3600
     documents_per_step: int = 96
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -98,8 +98,7 @@ def pack(
     """Pack (prompt ids, response ids) into rows of `row_length` tokens, longest first, without cutting any.
 
     `position_ids` start at 0 in every document, from which transformers keeps documents apart in attention.
-    `weights` are 0 on prompts and padding, and 1 / sqrt(tokens) on a response: with equal weights the long
-    responses drown the short ones, which are harder to learn. All tensors are (rows, row_length).
+    `weights` are 1 on response tokens, 0 on prompts and padding. All tensors are (rows, row_length).
     """
     rows: list[list[tuple[Sequence[int], Sequence[int]]]] = []
     free: list[int] = []
@@ -123,7 +122,7 @@ def pack(
             end = place + len(prompt) + len(response)
             batch["input_ids"][index, place:end] = torch.tensor([*prompt, *response])
             batch["position_ids"][index, place:end] = torch.arange(end - place)
-            batch["weights"][index, place + len(prompt) : end] = len(response) ** -0.5
+            batch["weights"][index, place + len(prompt) : end] = 1.0
             place = end
         batch["position_ids"][index, place:] = torch.arange(row_length - place)
     return batch
@@ -162,7 +161,7 @@ def pretrain(
     `stop_at` ends early but keeps the schedule of the full run, so the first steps are the same steps.
     Ctrl-C saves and raises KeyboardInterrupt; the same call then resumes.
     """
-    folder = run.folder / "trainer"
+    folder = run.checkpoint
     resume_from = get_last_checkpoint(str(folder)) if folder.exists() else None
     run.rewind(int(Path(resume_from).name.rpartition("-")[2]) if resume_from else 0)
     arguments = TrainingArguments(
@@ -209,7 +208,7 @@ def pretrain(
     trainer.train(resume_from_checkpoint=resume_from)
     if callback.interrupted:
         raise KeyboardInterrupt(
-            f"stopped at step {trainer.state.global_step}, saved; run the cell again to go on"
+            f"saved at step {trainer.state.global_step}; the same call goes on from there"
         )
     facts = {
         "config": asdict(config),

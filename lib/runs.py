@@ -96,7 +96,7 @@ def start_run(notebook: str, profile: str, config: Mapping[str, Any]) -> Run:
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "config.json"
-        if path.exists() and _read_json(path) != json.loads(json.dumps(dict(config))):
+        if path.exists() and read_json(path) != json.loads(json.dumps(dict(config))):
             _set_aside(folder)
     write_json(path, config)
     return Run(folder, config)
@@ -147,7 +147,8 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a damaged one is named."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -191,7 +192,7 @@ def check_provenance(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"There is no checkpoint at {_shown(folder)}: provenance.json is missing. {remedy}"
         )
-    record = _read_json(path)
+    record = read_json(path)
     for name, expected in record["sha256"].items():
         if not (folder / name).exists():
             raise CheckpointError(

@@ -78,5 +78,5 @@ def test_a_malformed_response_is_rejected_with_its_reason(text, problem):
     [("direct", "why", "7"), ("code", "", "7"), ("short_cot", "a</COT>", "7"), ("direct", "", "<ANSWER>7")],
 )
 def test_an_ambiguous_response_is_not_rendered(format, rationale, answer):
-    with pytest.raises(ValueError, match="rationale|tag"):
+    with pytest.raises(ValueError, match=r"rationale|tag"):
         render_response(format, rationale, answer)

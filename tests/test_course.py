@@ -1,0 +1,172 @@
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from lib import course
+from lib.course import CourseError, code_hash, read_parameters, resolve_parameters, run_course, stamp
+
+PARAMETERS = """\
+PROFILE: str = "cpu"  # name of the profile
+STEPS: int = 3  # how many
+RATE: float = 1.0e-3  # how fast
+DEPTHS: list[int] = [1, 2]  # which
+"""
+USES = "print(PROFILE, STEPS, RATE, DEPTHS)"
+
+
+def write(folder, name, *cells, parameters=PARAMETERS):
+    folder.mkdir(exist_ok=True)
+    notebook = new_notebook(
+        cells=[
+            new_markdown_cell("# Title\n\n**Measured**: not yet", metadata={"tags": ["card"]}),
+            new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+            *(new_code_cell(source) for source in cells),
+        ],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    )
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+def profile(folder, name, notebook, **values):
+    (folder / "profiles" / name).mkdir(parents=True, exist_ok=True)
+    (folder / "profiles" / name / f"{notebook}.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "notebooks"
+
+
+def test_parameters_are_read_with_type_default_and_meaning(folder):
+    parameters = read_parameters(write(folder, "00_a", USES))
+    assert [(p.name, p.type, p.default, p.help) for p in parameters][1:3] == [
+        ("STEPS", "int", 3, "how many"),
+        ("RATE", "float", 0.001, "how fast"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "use", "message"),
+    [
+        ("A: int = 1", "print(1)", "no cell uses the parameter A"),
+        ("A: int = 1", "A = A + 1", "cell 3: the parameter A is overwritten"),
+        ("A: int = 1 + B", "print(A)", "A must be a literal"),
+        ("A = 1", "print(A)", "line 1: write `NAME: type"),
+    ],
+)
+def test_a_parameter_that_would_be_ignored_is_an_error(folder, parameters, use, message):
+    with pytest.raises(CourseError, match=message):
+        read_parameters(write(folder, "00_a", use, parameters=parameters))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"STEP": 4}, r"profile file smoke/00_a.yaml: STEP is not a parameter.*did you mean STEPS\?"),
+        ({"STEPS": "4"}, "STEPS takes a value of type int, got '4'"),
+        ({"STEPS": True}, "STEPS takes a value of type int, got True"),
+        ({"RATE": "1e-5"}, r"write 1.0e-5"),
+        ({"DEPTHS": 3}, "DEPTHS takes a value of type"),
+    ],
+)
+def test_a_profile_file_is_checked_before_anything_runs(folder, values, message, private_runs):
+    write(folder, "00_a", USES)
+    profile(folder, "smoke", "00_a", **values)
+    with pytest.raises(CourseError, match=message):
+        run_course(profile="smoke", folder=folder)
+    assert not private_runs.exists()
+
+
+def test_an_unknown_profile_notebook_or_override_is_named(folder):
+    write(folder, "00_a", USES)
+    profile(folder, "smoke", "00_a", STEPS=1)
+    with pytest.raises(CourseError, match=r"no profile 'smok'; did you mean smoke\? There are cpu, smoke"):
+        run_course(profile="smok", folder=folder)
+    with pytest.raises(CourseError, match="no notebook '07'"):
+        run_course(only=["07"], folder=folder)
+    with pytest.raises(CourseError, match=r"--set STEP: none of the chosen.*did you mean STEPS"):
+        run_course(overrides={"STEP": 1}, folder=folder)
+
+
+def test_a_notebook_without_a_profile_file_is_left_out(folder):
+    path = write(folder, "00_a", USES)
+    profile(folder, "smoke", "01_b", STEPS=1)
+    assert resolve_parameters(path, "smoke", {}) is None
+
+
+def test_the_course_runs_stops_at_a_failure_keeps_what_is_done_and_goes_on(folder, private_runs, capsys):
+    write(folder, "00_a", USES)
+    flag = folder / "ready"
+    write(folder, "01_b", USES, f"assert open({str(flag)!r}).read()")
+    write(folder, "02_c", USES)
+
+    first = run_course(folder=folder, overrides={"STEPS": 5})
+    assert [(o.notebook, o.status) for o in first] == [("00_a", "ok"), ("01_b", "failed")]
+    said = capsys.readouterr().out
+    assert "01_b  FAILED in cell 4" in said and "FileNotFoundError" in said and str(flag) in said
+    executed = nbformat.read(private_runs / "cpu" / "00_a" / "00_a.ipynb", as_version=4)
+    assert "cpu 5 0.001 [1, 2]" in executed.cells[-1].outputs[0].text
+    assert first[0].seconds > 0 and first[0].peak_memory_mb > 20
+
+    flag.write_text("yes")
+    second = run_course(folder=folder, overrides={"STEPS": 5})
+    assert [o.status for o in second] == ["finished before", "ok", "ok"]
+    assert "00_a" in course.table(second) and "finished before" in course.table(second)
+    third = run_course(folder=folder, overrides={"STEPS": 6}, only=["00"])
+    assert [o.status for o in third] == ["ok"]  # other parameters, another result
+
+
+def test_the_command_line_ends_with_1_and_one_paragraph(tmp_path):
+    for words, message in [
+        (["--profile", "cpuu"], "There is no profile 'cpuu'; did you mean cpu?"),
+        (["--set", "SEDE=1"], "--set SEDE: none of the chosen notebooks declares it"),
+        (["--set", "SEED"], "write NAME=VALUE"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, "-m", "lib.course", *words],
+            env=os.environ | {"RUNS_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_folder_that_cannot_be_written_ends_the_course_with_its_name(folder, tmp_path, monkeypatch):
+    write(folder, "00_a", USES)
+    blocked = tmp_path / "blocked"
+    blocked.write_text("")
+    monkeypatch.setenv("RUNS_DIR", str(blocked))
+    monkeypatch.setattr(course, "find_notebooks", lambda *_: [folder / "00_a.ipynb"])
+    assert course.main([]) == 1
+
+
+def test_stamping_brings_outputs_home_and_a_change_makes_the_stamp_stale(folder, private_runs):
+    path = write(folder, "00_a", USES)
+    run_course(folder=folder)
+    stamp(path)
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.stamp.code_sha256 == code_hash(notebook)
+    assert notebook.metadata.stamp.profile == "cpu" and notebook.metadata.stamp.seconds > 0
+    assert "cpu 3 0.001 [1, 2]" in notebook.cells[2].outputs[0].text
+    assert "MB at most" in notebook.cells[0].source
+    assert len(notebook.cells) == 3 and "papermill" not in json.dumps(notebook)
+    notebook.cells[2].source += "\nprint(1)"
+    assert notebook.metadata.stamp.code_sha256 != code_hash(notebook)
+    nbformat.write(notebook, path)
+    with pytest.raises(CourseError, match="other code or parameters"):
+        stamp(path)
+
+
+def test_a_run_with_other_parameters_is_not_stamped(folder):
+    path = write(folder, "00_a", USES)
+    run_course(folder=folder, overrides={"STEPS": 1})
+    with pytest.raises(CourseError, match="other code or parameters"):
+        stamp(path)

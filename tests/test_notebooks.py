@@ -1,0 +1,151 @@
+"""The notebooks keep their promises: skeleton, parameters, outputs, stamp. Cheap, so it always runs."""
+
+import ast
+import base64
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from lib.course import NOTEBOOKS, code_cells, code_hash, find_notebooks, read_parameters, resolve_parameters
+from lib.runs import ROOT
+
+HEADINGS = [
+    "## The idea by hand",
+    "## The equations",
+    "## Build it",
+    "## Run it",
+    "## Look at it",
+    "## Paper, official code, here",
+    "## Exercises",
+    "## Summary",
+]
+FORBIDDEN = re.compile(
+    r"^\s*[!%]|\bsys\.path\b|\bos\.chdir\b|\bnotebook_login\b|trust_remote_code|\bpip install\b", re.M
+)
+NOTEBOOK_PATHS = find_notebooks()
+SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOK_PATHS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOK_PATHS and NOTEBOOK_PATHS[0].stem == "00_the_dial_world"
+
+
+def test_the_skeleton(notebook):
+    first, card = notebook.cells[:2]
+    assert re.match(r"# \d\d · ", first.source) and "?" in first.source  # a title and one question
+    assert "card" in card.metadata.tags
+    for part in ("**You will**", "**You need**", "**Measured**", "**Paper**"):
+        assert part in card.source, f"the card lacks {part}"
+    assert [len(tagged(notebook, tag)) for tag in ("parameters", "setup", "record")] == [1, 1, 1]
+    assert notebook.cells[2] is tagged(notebook, "parameters")[0]
+    assert notebook.cells[3] is tagged(notebook, "setup")[0]
+    assert notebook.cells[-1] is tagged(notebook, "record")[0]
+    lines = [
+        line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()
+    ]
+    found = [line for line in lines if line in HEADINGS]
+    assert found == HEADINGS
+
+
+def test_code_cells_are_short(notebook):
+    lengths = sorted(len(cell.source.splitlines()) for cell in code_cells(notebook))
+    assert lengths[-1] <= 30
+    assert lengths[len(lengths) // 2] < 12
+
+
+def test_code_holds_no_set_up_tricks(notebook):
+    for cell in code_cells(notebook):
+        assert not FORBIDDEN.search(cell.source), cell.source
+
+
+def test_equations_are_numbered_in_order(notebook):
+    numbers = [int(n) for cell in notebook.cells for n in re.findall(r"\\tag\{(\d+)\}", cell.source)]
+    assert numbers == list(range(1, len(numbers) + 1)) and numbers
+
+
+def test_parameters_are_declared_and_used(path):
+    names = [parameter.name for parameter in read_parameters(path)]
+    assert names[0] == "PROFILE" and "SEED" in names
+    assert all(parameter.help for parameter in read_parameters(path))
+
+
+def test_profile_files_fit(path):
+    for folder in (NOTEBOOKS / "profiles").iterdir():
+        resolve_parameters(path, folder.name, {})
+
+
+def test_profile_files_belong_to_a_notebook():
+    stems = {path.stem for path in NOTEBOOK_PATHS}
+    files = sorted((NOTEBOOKS / "profiles").glob("*/*.yaml"))
+    assert files
+    for file in files:
+        assert file.stem in stems
+        assert yaml.safe_load(file.read_text())
+
+
+def test_outputs_are_those_of_this_code(notebook):
+    stamp = notebook.metadata.get("stamp")
+    assert stamp, "no stamp: run `make course`, then `make stamp`"
+    assert stamp["code_sha256"] == code_hash(notebook), "stale outputs: run `make course`, then `make stamp`"
+    assert stamp["profile"] == "cpu" and stamp["seconds"] > 0 and stamp["versions"]["trl"]
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_outputs_are_clean(notebook):
+    here = [str(ROOT), str(ROOT.parent), str(Path.home())]
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", f"noise in the outputs: {output.text}"
+            text = str(output.get("text", "")) + str(output.get("data", {}).get("text/html", ""))
+            assert "Warning" not in text
+            assert not any(place in text for place in here if place != "/"), (
+                "a path of this machine in the outputs"
+            )
+
+
+def test_every_figure_has_a_description_and_a_sane_size(notebook):
+    figures = [
+        output
+        for cell in code_cells(notebook)
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert figures
+    for figure in figures:
+        assert len(figure.metadata["image/png"]["alt"]) > 60
+    assert sum(len(base64.b64decode(figure.data["image/png"])) for figure in figures) < 300_000
+
+
+def test_the_card_says_what_was_measured(notebook):
+    seconds, memory = notebook.metadata.stamp.seconds, notebook.metadata.stamp.peak_memory_mb
+    assert f"{int(seconds) // 60}:{int(seconds) % 60:02d} minutes, {memory} MB" in notebook.cells[1].source
+
+
+def test_every_notebook_has_solutions(path):
+    assert path.name in [solution.name for solution in SOLUTIONS]
+
+
+@pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
+def test_solutions_carry_no_outputs_and_parse(solution):
+    for cell in code_cells(nbformat.read(solution, as_version=4)):
+        assert not cell.outputs and cell.execution_count is None
+        ast.parse(cell.source)
