@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import base64
 import copy
 import difflib
 import hashlib
@@ -393,6 +394,8 @@ def stamp(path: Path) -> None:
             count += 1
             cell.execution_count = count
             cell.outputs = [_normalised(shown, count) for shown in done.outputs]
+            if "readme-figure" in cell.metadata.get("tags", []):
+                _export_figure(cell, path)
         elif "card" in cell.metadata.get("tags", []):
             cell.source = MEASURED.sub(_measured(record), cell.source)
     origin = provenance()
@@ -405,6 +408,14 @@ def stamp(path: Path) -> None:
         "peak_memory_mb": record["peak_memory_mb"],
     }
     write_atomically(path, nbformat.writes(notebook) + "\n")
+
+
+def _export_figure(cell: nbformat.NotebookNode, path: Path) -> None:
+    """Keep the figure of a cell as a file too, for the README."""
+    png = next(shown.data["image/png"] for shown in cell.outputs if "image/png" in shown.get("data", {}))
+    figure = ROOT / "data" / "figures" / f"{path.stem}.png"
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_bytes(base64.b64decode(png))
 
 
 def _measured(record: Mapping[str, Any]) -> str:

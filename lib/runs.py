@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def start_run(notebook: str, profile: str, config: Mapping[str, Any]) -> Run:
     A folder with another configuration is not mixed with the new one: its old metrics and checkpoint
     are set aside under `previous/`. With the same configuration the run can be resumed.
     """
+    _code_version()
     folder = runs_folder() / profile / notebook
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,8 +166,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
     """Where a result comes from: the given facts, the commit, the versions, the machine and the time."""
     return {
         **facts,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "lib", "notebooks")),
+        **_code_version(),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES if _installed(name)},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -223,6 +224,15 @@ def peak_memory_mb() -> float:
 def _shown(path: Path) -> str:
     """A path as a reader knows it: relative to the project where it lies inside."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+@cache
+def _code_version() -> dict[str, Any]:
+    """The commit that this process runs; kept from the first call, since a long run may outlive it."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "lib")),
+    }
 
 
 def _git(*arguments: str) -> str | None:

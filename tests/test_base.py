@@ -1,0 +1,75 @@
+"""What the shipped base model must be able to do, measured on questions it never saw."""
+
+import pandas as pd
+import pytest
+
+from lib import dial, evaluation
+from lib.dial import sample_questions
+from lib.formats import ReasoningFormat
+from lib.inference import decision_states, generate
+from lib.models import CHECKPOINTS, load_policy
+from lib.runs import check_provenance
+
+D, S, C, L = ReasoningFormat
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_policy("dial-base")
+
+
+@pytest.fixture(scope="module")
+def accuracy(base):
+    """Accuracy of each untagged style at each depth, on 200 distinct unseen questions."""
+    questions = sample_questions(2400, seed=11, split="test", depths=range(1, 13), distinct=True)
+    table = {}
+    for style in ReasoningFormat:
+        rows = evaluation.evaluate(
+            *base, questions, prefix=dial.UNTAGGED_PREFIX[style], read_answer=dial.untagged_answer
+        )
+        table[style] = rows.groupby("depth")["correct"].mean()
+    return pd.DataFrame(table)
+
+
+def test_the_staircase(accuracy):
+    assert accuracy.loc[1:2, D].min() >= 0.95 and accuracy.loc[4:, D].max() <= 0.40
+    assert accuracy.loc[1:4, S].min() >= 0.95 and accuracy.loc[8:, S].max() <= 0.40
+    assert accuracy.loc[1:8, C].min() >= 0.95 and accuracy.loc[11:, C].max() <= 0.50
+    assert accuracy.loc[1:12, L].min() >= 0.95
+
+
+def test_difficulty_is_readable_where_the_format_is_chosen(base):
+    questions = sample_questions(1200, seed=12, split="test")
+    states = decision_states(*base, [question.prompt for question in questions])
+    assert evaluation.probe_accuracy(states, [question.tier for question in questions]) >= 0.9
+
+
+def test_the_base_does_not_know_the_tags(base):
+    prompts = [question.prompt for question in sample_questions(600, seed=13, split="test")]
+    responses = generate(*base, prompts, temperature=1.0)
+    assert sum(evaluation.tagged_answer(response.text) is not None for response in responses) < 0.05 * 600
+
+
+def test_the_base_has_met_every_tag_as_a_word(base):
+    """It can repeat a tag, so its embedding is trained: SFT without new embeddings depends on that."""
+    tags = [f"<{format.tag}>" for format in ReasoningFormat]
+    prompts = [dial.PROMPT.format(question=f"Say +4 {tag}\n dial") for tag in tags]
+    responses = generate(*base, prompts, max_new_tokens=8)
+    assert [tag in response.text for tag, response in zip(tags, responses, strict=True)] == [True] * 4
+
+
+def test_its_provenance_is_complete():
+    record = check_provenance(CHECKPOINTS / "dial-base")
+    assert {
+        "command",
+        "seed",
+        "config",
+        "steps",
+        "tokens",
+        "seconds",
+        "threads",
+        "commit",
+        "versions",
+    } <= set(record)
+    assert record["commit"] and record["steps"] == record["config"]["steps"] and not record["resumed"]
+    assert not record["uncommitted_changes"]

@@ -1,0 +1,54 @@
+"""Notebooks and solutions run from top to bottom, at the smoke profile, away from the real run folder."""
+
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from lib.course import NOTEBOOKS, find_notebooks, run_course
+
+
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_runs_at_the_smoke_profile(path, private_runs):
+    outcomes = run_course(profile="smoke", only=[path.stem])
+    assert [outcome.status for outcome in outcomes] == ["ok"]
+    folder = private_runs / "smoke" / path.stem
+    assert {"config.json", "metrics.json", path.name} <= {entry.name for entry in folder.iterdir()}
+    assert json.loads((folder / "config.json").read_text())["PROFILE"] == "smoke"
+    assert json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "path", sorted((NOTEBOOKS / "solutions").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_solutions_run(path, tmp_path):
+    command = [sys.executable, "-m", "papermill", str(path), str(tmp_path / "out.ipynb")]
+    done = subprocess.run(
+        [*command, "-p", "COUNT", "20", "-k", "python3", "--no-progress-bar", "--log-level", "ERROR"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_corrupt_checkpoint_stops_the_course_with_its_name(tmp_path, monkeypatch, capsys, private_runs):
+    """The failing cell is named, with the damaged file and the remedy."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes(b"nonsense")
+    (broken / "provenance.json").write_text('{"sha256": {"model.safetensors": "0"}}')
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    cells = [
+        new_code_cell(f'PATH: str = "{broken}"  # where', metadata={"tags": ["parameters"]}),
+        new_code_cell("from lib.models import load_policy\n\nload_policy(PATH)"),
+    ]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=metadata), folder / "00_broken.ipynb")
+    assert run_course(folder=folder)[0].status == "failed"
+    said = capsys.readouterr().out
+    assert "00_broken  FAILED in cell 2" in said and "model.safetensors is damaged" in said
+    assert "git checkout" in said

@@ -1,0 +1,65 @@
+"""The README speaks of what is there: paths, commands, measured minutes."""
+
+import base64
+import json
+import re
+
+import nbformat
+import pytest
+
+from lib.course import find_notebooks
+from lib.runs import ROOT
+
+TEXT = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def test_links_point_to_something():
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", TEXT):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_make_commands_exist():
+    commands = set(re.findall(r"\bmake ([a-z-]+)", TEXT))
+    assert {"course", "test"} <= commands
+    for command in commands:
+        assert re.search(rf"^{command}:", MAKEFILE, re.M), f"make {command}"
+
+
+def test_the_tree_names_what_is_there():
+    tree = TEXT.split("```text")[1].split("```")[0]
+    named = re.findall(r"^ *([\w./-]+)  ", tree, re.M)
+    assert "lib/" in named
+    folder = ROOT
+    for name in named:
+        line = next(line for line in tree.splitlines() if line.strip().startswith(name + "  "))
+        if line.startswith(" "):
+            assert (folder / name).exists(), name
+        else:
+            folder = ROOT / name
+            assert folder.exists() or name == "runs/", name
+
+
+@pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
+def test_the_table_says_the_stamped_time(path):
+    stamp = nbformat.read(path, as_version=4).metadata.stamp
+    row = next(
+        line for line in TEXT.splitlines() if f"notebooks/{path.name}" in line and line.startswith("|")
+    )
+    assert f"{int(stamp.seconds) // 60}:{int(stamp.seconds) % 60:02d}" in row
+
+
+def test_the_figure_is_the_notebooks():
+    notebook = nbformat.read(find_notebooks()[0], as_version=4)
+    cell = next(c for c in notebook.cells if "readme-figure" in c.metadata.get("tags", []))
+    png = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+    assert (ROOT / "data" / "figures" / "00_the_dial_world.png").read_bytes() == base64.b64decode(png)
+
+
+def test_the_numbers_in_the_text_are_those_of_the_last_stamped_run():
+    """Every number that the README takes from notebook 00 stands in its committed outputs."""
+    notebook = nbformat.read(find_notebooks()[0], as_version=4)
+    metrics = json.loads(notebook.cells[-1].outputs[-1].text)
+    tokens = metrics["mean_tokens"]
+    assert f"{tokens['oracle']:.1f} tokens" in TEXT and f"{tokens['long_cot']:.1f}" in TEXT
