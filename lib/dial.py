@@ -316,7 +316,7 @@ def rationale(question: Question, format: ReasoningFormat) -> str:
         case ReasoningFormat.DIRECT:
             return ""
         case ReasoningFormat.SHORT_COT:
-            return "Jot: " + " ".join(jotted(question))
+            return "Jot " + f" {PAUSES[JOTTED_AFTER[0]]} ".join(jotted(question))
         case ReasoningFormat.CODE:
             return program(question)
         case ReasoningFormat.LONG_COT:
@@ -337,7 +337,7 @@ def untagged_response(question: Question, format: ReasoningFormat) -> str:
 # How an untagged response in each style begins: the text to force, to see what the base can do.
 UNTAGGED_PREFIX: dict[ReasoningFormat, str] = {
     ReasoningFormat.DIRECT: "It shows",
-    ReasoningFormat.SHORT_COT: "Jot:",
+    ReasoningFormat.SHORT_COT: "Jot",
     ReasoningFormat.CODE: "d =",
     ReasoningFormat.LONG_COT: "Okay,",
 }
@@ -370,7 +370,7 @@ def token_cost(format: ReasoningFormat, depth: int) -> int:
         case ReasoningFormat.DIRECT:
             return 4
         case ReasoningFormat.SHORT_COT:
-            return 9 if depth < JOTTED_AFTER[1] else 10
+            return 8 if depth < JOTTED_AFTER[1] else 10
         case ReasoningFormat.CODE:
             return 10 + depth + 3 * len(statement_sizes(depth))
         case ReasoningFormat.LONG_COT:

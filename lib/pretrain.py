@@ -98,7 +98,8 @@ def pack(
     """Pack (prompt ids, response ids) into rows of `row_length` tokens, longest first, without cutting any.
 
     `position_ids` start at 0 in every document, from which transformers keeps documents apart in attention.
-    `weights` are 1 on response tokens, 0 on prompts and padding. All tensors are (rows, row_length).
+    `weights` are 0 on prompts and padding, and 1 / sqrt(tokens) on a response: with equal weights the long
+    responses drown the short ones, which are harder to learn. All tensors are (rows, row_length).
     """
     rows: list[list[tuple[Sequence[int], Sequence[int]]]] = []
     free: list[int] = []
@@ -122,7 +123,7 @@ def pack(
             end = place + len(prompt) + len(response)
             batch["input_ids"][index, place:end] = torch.tensor([*prompt, *response])
             batch["position_ids"][index, place:end] = torch.arange(end - place)
-            batch["weights"][index, place + len(prompt) : end] = 1.0
+            batch["weights"][index, place + len(prompt) : end] = len(response) ** -0.5
             place = end
         batch["position_ids"][index, place:] = torch.arange(row_length - place)
     return batch

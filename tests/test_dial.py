@@ -53,7 +53,7 @@ def test_a_question_worked_by_hand():
     question = parse_question("The red dial shows 3. Turn it +4 x7 +1. Now?")
     assert question.values == ("7", "9", "0")  # 3+4=7, 7*7=49, 9+1=10
     assert (question.answer, question.depth, question.tier) == ("0", 3, "medium")
-    assert rationale(question, S) == "Jot: 9"
+    assert rationale(question, S) == "Jot 9"
     assert rationale(question, C).splitlines() == [
         "d = 3",
         "d += 4; d *= 7; d %= 10  # 9",

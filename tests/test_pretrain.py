@@ -83,8 +83,8 @@ def test_packing_loses_nothing_and_keeps_documents_apart(tokenizer):
             ids = torch.tensor([[*prompt, *response]])
             log_probs = model(input_ids=ids).logits.log_softmax(-1)[0]
             for place in range(len(prompt), ids.shape[1]):
-                total -= log_probs[place - 1, ids[0, place]].item()
-                weight += 1
+                total -= log_probs[place - 1, ids[0, place]].item() * len(response) ** -0.5
+                weight += len(response) ** -0.5
     assert packed.item() == pytest.approx(total / weight, rel=1e-5)
     assert (batch["weights"] > 0).sum() == sum(len(response) for _, response in documents)
     assert (batch["input_ids"] != 0).sum() == sum(len(p) + len(r) for p, r in documents)
