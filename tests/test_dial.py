@@ -62,6 +62,15 @@ def test_a_question_worked_by_hand():
     ]
 
 
+def test_a_question_pauses_where_one_would_jot():
+    question = Question("3", ("+4", "x7", "+1", "x9", "+2"))
+    assert question.text == "The red dial shows 3. Turn it +4 x7 then +1 x9 later +2. Now?"
+    assert parse_question(question.text) == question
+    assert parse_question("The red dial shows 3. Turn it +4 x7 +1 x9 +2. Now?") == question
+    assert rationale(question, S) == "Jot 9 then 0"  # after x7 and after x9
+    assert Question("3", ("+4", "x7")).text.count("then") == 0
+
+
 def test_answers_agree_with_arithmetic(questions):
     assert all(question.answer == by_arithmetic(question) for question in questions)
 
