@@ -36,6 +36,9 @@ from lib.models import new_dial_model
 from lib.runs import Run
 
 
+STYLE_WEIGHT = 0.25  # about the mean of 1 / sqrt(tokens) over the corpus
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """How dial-base is made; the defaults make the shipped checkpoint."""
@@ -99,7 +102,8 @@ def pack(
 
     `position_ids` start at 0 in every document, from which transformers keeps documents apart in attention.
     `weights` are 0 on prompts and padding, and 1 / sqrt(tokens) on a response: with equal weights the long
-    responses drown the short ones, which are harder to learn. All tensors are (rows, row_length).
+    responses drown the short ones, which are harder to learn. The first token chooses the style; it weighs
+    the same in all, so that the model learns how often each style is used. Tensors are (rows, row_length).
     """
     rows: list[list[tuple[Sequence[int], Sequence[int]]]] = []
     free: list[int] = []
@@ -124,6 +128,7 @@ def pack(
             batch["input_ids"][index, place:end] = torch.tensor([*prompt, *response])
             batch["position_ids"][index, place:end] = torch.arange(end - place)
             batch["weights"][index, place + len(prompt) : end] = len(response) ** -0.5
+            batch["weights"][index, place + len(prompt)] = STYLE_WEIGHT
             place = end
         batch["position_ids"][index, place:] = torch.arange(row_length - place)
     return batch

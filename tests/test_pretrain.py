@@ -15,7 +15,7 @@ from lib import models
 from lib.dial import TIERS, dial_tokenizer, oracle_format, parse_question, sample_questions
 from lib.formats import ReasoningFormat, detect_format
 from lib.models import CHECKPOINTS, load_policy, new_dial_model, save_policy
-from lib.pretrain import Corpus, PretrainConfig, pack, pretrain, response_loss
+from lib.pretrain import STYLE_WEIGHT, Corpus, PretrainConfig, pack, pretrain, response_loss
 from lib.runs import CheckpointError, start_run
 
 SMALL = PretrainConfig(steps=12, documents_per_step=8, warmup_steps=2, growing_steps=6, save_every=4)
@@ -83,8 +83,9 @@ def test_packing_loses_nothing_and_keeps_documents_apart(tokenizer):
             ids = torch.tensor([[*prompt, *response]])
             log_probs = model(input_ids=ids).logits.log_softmax(-1)[0]
             for place in range(len(prompt), ids.shape[1]):
-                total -= log_probs[place - 1, ids[0, place]].item() * len(response) ** -0.5
-                weight += len(response) ** -0.5
+                share = STYLE_WEIGHT if place == len(prompt) else len(response) ** -0.5
+                total -= log_probs[place - 1, ids[0, place]].item() * share
+                weight += share
     assert packed.item() == pytest.approx(total / weight, rel=1e-5)
     assert (batch["weights"] > 0).sum() == sum(len(response) for _, response in documents)
     assert (batch["input_ids"] != 0).sum() == sum(len(p) + len(r) for p, r in documents)
