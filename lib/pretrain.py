@@ -35,7 +35,6 @@ from lib.formats import ReasoningFormat
 from lib.models import new_dial_model
 from lib.runs import Run
 
-
 STYLE_WEIGHT = 0.25  # about the mean of 1 / sqrt(tokens) over the corpus
 
 
