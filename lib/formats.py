@@ -35,6 +35,14 @@ _TAGS = {
 _ANY_TAG = re.compile(r"</?(?:" + "|".join(_TAGS.values()) + r")>")
 _FORMAT_OF_TAG = {f"<{tag}>": format for format, tag in _TAGS.items()}
 
+# The order in which ARM's released code tries the tags; all of them may stand in one text.
+_ARM_ORDER = (
+    ReasoningFormat.SHORT_COT,
+    ReasoningFormat.CODE,
+    ReasoningFormat.DIRECT,
+    ReasoningFormat.LONG_COT,
+)
+
 
 @dataclass(frozen=True)
 class ParsedResponse:
@@ -97,6 +105,35 @@ def parse_response(text: str) -> ParsedResponse:
     elif format is not ReasoningFormat.DIRECT and not rationale:
         problem = "the rationale is empty"
     return ParsedResponse(format, rationale, answer or None, problem is None, problem)
+
+
+def find_answer_like_arm(text: str) -> str | None:
+    """All between the first <ANSWER> and the last </ANSWER>, tags included, or None (ARM's code)."""
+    start, end = text.find("<ANSWER>") + len("<ANSWER>"), text.rfind("</ANSWER>")
+    return text[start:end].strip() if len("<ANSWER>") <= start <= end else None
+
+
+def parse_response_like_arm(text: str) -> ParsedResponse:
+    """Read a response as the reward of ARM's released code does, with its loopholes.
+
+    Checked: a tag follows the prompt's `Assistant:` at once, no tag of another kind of reasoning
+    stands anywhere, and there is an answer. Not checked: that the reasoning is closed, that the tags
+    come in order, that there is one answer, that nothing follows it. A response may even write a new
+    `Assistant:<COT>` of its own to be read as short CoT. The released code searches the prompt too;
+    here the prompt is taken to hold no tags, as in ARM's training data.
+    """
+    turn = f"Assistant:{text}"
+    format = next((format for format in _ARM_ORDER if f"Assistant:<{format.tag}>" in turn), None)
+    rationale = _ANY_TAG.sub("", text.partition("<ANSWER>")[0]).strip()
+    answer = find_answer_like_arm(text)
+    problem = None
+    if format is None:
+        problem = "no format tag right after Assistant:"
+    elif foreign := [tag for tag in _ANY_TAG.findall(text) if tag.strip("</>") not in (format.tag, "ANSWER")]:
+        problem = f"{foreign[0]} does not belong in a response that opens with <{format.tag}>"
+    elif answer is None:
+        problem = "no <ANSWER> with an </ANSWER> after it"
+    return ParsedResponse(format, rationale, answer, problem is None, problem)
 
 
 def _tag_problem(found: list[str], expected: list[str]) -> str:
