@@ -1,0 +1,265 @@
+"""Is this answer right? Numbers, LaTeX, choices and text: strictly, or by the rules of ARM's code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from fractions import Fraction
+from functools import partial
+from typing import Literal
+
+from lib.formats import find_answer_like_arm, parse_response, parse_response_like_arm
+
+Kind = Literal["number", "latex", "choice", "text"]
+Rules = Literal["strict", "arm_training", "arm_evaluation"]
+
+MAX_LENGTH = 2_000  # characters; the longest answer of MATH-500 has 53
+TIME_LIMIT_S = 5.0  # for one comparison of LaTeX, which takes about a millisecond
+MEMORY_LIMIT = 2 << 30  # bytes, for the process that compares LaTeX
+
+
+def is_correct(prediction: str | None, reference: str, kind: Kind = "number") -> bool:
+    """Whether an answer equals its reference. All of the answer counts: nothing is searched for in it.
+
+    number: an integer, a decimal or a fraction a/b, compared exactly: 72.0 = 72, 0.1 = 1/10, and
+        0.333 is not 1/3. Thousands commas must group by three. One `$` before or one `%` after is
+        allowed and worth nothing: 50% = 50, not 0.5; $5 = 5, but $5 is not 5%. An exponent of up to
+        three digits is allowed, as Python prints 1e-05. A word, even a unit, makes it no number.
+    latex: one expression, bare or in $..$, \\(..\\), \\[..\\] or \\boxed{..}, compared by math-verify to
+        12 decimals. `x = 5` is 5; a chain or an equation without a variable is no answer. A unit is
+        one word in \\text. math-verify takes 50\\% for 50 and for 0.5. What takes longer than
+        `TIME_LIMIT_S` is wrong. Safe in threads; POSIX only; the first call starts a process (0.3 s).
+    choice: one capital letter, bare or in parentheses: B or (B), not `B.`, `b` or `B) the sea`.
+    text: equal up to case and whitespace.
+
+    A reference that cannot be read matches nothing, itself included: `is_correct(r, r, kind)` tests
+    a data set. Raises ValueError for an unknown kind, RuntimeError where math-verify does not start.
+    """
+    if kind not in ("number", "latex", "choice", "text"):
+        raise ValueError(f"kind must be number, latex, choice or text, got {kind!r}")
+    if prediction is None or len(prediction) > MAX_LENGTH:
+        return False
+    if kind == "number":
+        return _numbers_equal(_number(prediction), _number(reference))
+    if kind == "latex":
+        return _latex_equal(prediction, reference)
+    read = _letter if kind == "choice" else _words
+    return read(prediction) is not None and read(prediction) == read(reference)
+
+
+def is_response_correct(
+    response: str, reference: str, kind: Kind = "number", rules: Rules = "strict"
+) -> bool:
+    """Whether a tagged response is right, by one of three sets of rules.
+
+    strict: a valid response (`parse_response`) whose answer `is_correct`.
+    arm_training: the reward of ARM's released code (`parse_response_like_arm`, its loopholes included).
+        A choice must be the bare letter; a number is what math-verify finds last in the answer.
+    arm_evaluation: how ARM's tables were made. No check of tags; without an answer block the last five
+        lines are the answer; parentheses around a choice are dropped.
+
+    The rules are chosen here and not in `is_correct`, since they differ in what they take out of a
+    response as much as in how they compare it. ARM used math-verify 0.7.0; here it is a newer one.
+    """
+    if rules == "strict":
+        parsed = parse_response(response)
+        return parsed.is_valid and is_correct(parsed.answer, reference, kind)
+    if rules == "arm_training":
+        parsed = parse_response_like_arm(response)
+        return parsed.is_valid and _equal_in_arm_training(parsed.answer or "", reference, kind)
+    if rules == "arm_evaluation":
+        answer = find_answer_like_arm(response)
+        if answer is None:
+            answer = "\n".join(response.split("\n")[-5:])
+        return _equal_in_arm_evaluation(answer, reference, kind)
+    raise ValueError(f"rules must be strict, arm_training or arm_evaluation, got {rules!r}")
+
+
+# ---- numbers, choices, text --------------------------------------------------------------------
+
+_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
+_DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{{1,3}})?"
+_NUMBER = re.compile(rf"([+-]?)(\$?)\s*({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?\s*(%?)")
+_CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
+
+
+def _number(text: str) -> tuple[Fraction, str] | None:
+    """The exact value and the unit sign, or None where the text is not one number."""
+    match = _NUMBER.fullmatch(text.strip().replace("\N{MINUS SIGN}", "-"))
+    if match is None:
+        return None
+    sign, dollar, top, bottom, percent = match.groups(default="1")
+    divisor = Fraction(bottom.replace(",", ""))
+    if divisor == 0 or (dollar and percent):
+        return None
+    return Fraction(sign + top.replace(",", "")) / divisor, dollar or percent
+
+
+def _numbers_equal(a: tuple[Fraction, str] | None, b: tuple[Fraction, str] | None) -> bool:
+    return a is not None and b is not None and a[0] == b[0] and (a[1] == b[1] or "" in (a[1], b[1]))
+
+
+def _letter(text: str) -> str | None:
+    match = _CHOICE.fullmatch(text.strip())
+    return match and (match[1] or match[2])
+
+
+def _words(text: str) -> str | None:
+    return " ".join(text.casefold().split()) or None
+
+
+# ---- ARM's rules -------------------------------------------------------------------------------
+
+
+def _equal_in_arm_training(answer: str, reference: str, kind: Kind) -> bool:
+    if kind == "choice":
+        return answer == reference
+    if kind == "text":
+        raise ValueError("ARM was trained on no text answers, so its training has no rule for them")
+    return _equal_by_arm_mathematics(answer, reference, kind)
+
+
+def _equal_in_arm_evaluation(answer: str, reference: str, kind: Kind) -> bool:
+    if kind == "choice":
+        return answer.replace("(", "").replace(")", "") == reference.replace("(", "").replace(")", "")
+    if kind == "text":
+        return _bbh_text(answer) == _bbh_text(reference)
+    return _equal_by_arm_mathematics(answer, reference, kind)
+
+
+def _bbh_text(text: str) -> str:
+    """What ARM's evaluation keeps of a BBH answer; a yes/no task may be answered with 1 or 0."""
+    bare = re.sub(r"\\boxed\{|\\text\{|[}()\\]", "", text).strip().casefold()
+    return {"0": "false", "1": "true"}.get(bare, bare)
+
+
+def _equal_by_arm_mathematics(answer: str, reference: str, kind: Kind) -> bool:
+    if kind == "number":
+        return _ask("arm_number", answer.replace(",", "").replace("$", ""), reference)
+    return _ask("arm_latex", answer, reference)
+
+
+# ---- LaTeX -------------------------------------------------------------------------------------
+
+_WRAPPINGS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\boxed{", "}"))
+_SECOND = re.compile(r"\\boxed|(?<!\\)(?:\$|\\[()\[\]])")  # what is left of a second expression
+_TEXT = re.compile(r"\\(?:text|mbox|mathrm)[a-z]*\s*\{([^{}]*)\}")
+
+
+def _latex_equal(prediction: str, reference: str) -> bool:
+    answer, gold = _bare_latex(prediction), _bare_latex(reference)
+    if not answer or not gold:
+        return False
+    # math-verify drops words, so `5\text{, not 7}` would pass: only a unit may stand beside the answer.
+    words = set(_TEXT.findall(answer)) - set(_TEXT.findall(gold))
+    return all(word.strip(" .").isalpha() for word in words) and _ask("strict", answer, gold)
+
+
+def _bare_latex(text: str) -> str | None:
+    """The expression without what it is wrapped in, or None where the text is not one expression."""
+    text = text.strip()
+    for opening, closing in _WRAPPINGS:
+        if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening + closing):
+            text = text[len(opening) : -len(closing)].strip()
+    return None if _SECOND.search(text) else text
+
+
+def _math_verify(rules: str, prediction: str, reference: str) -> bool:
+    """Compare with math-verify, gold first. Its own time limit is off: it works in main threads only."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    read = partial(parse, parsing_timeout=None)
+    read_latex = partial(read, extraction_config=[LatexExtractionConfig()])
+    if rules == "arm_number":
+        return verify(read(reference), read(prediction), timeout_seconds=None)
+    if rules == "arm_latex":
+        return verify(read_latex(reference), read(prediction), timeout_seconds=None)
+    gold, answer = read_latex(f"${reference}$"), read_latex(f"${prediction}$")
+    if not gold or not answer or (_is_odd_relation(answer[0]) and not _is_relation(gold[0])):
+        return False
+    return verify(gold, answer, float_rounding=12, timeout_seconds=None)
+
+
+def _is_relation(found: object) -> bool:
+    from sympy import And
+    from sympy.core.relational import Relational
+
+    return isinstance(found, Relational | And)
+
+
+def _is_odd_relation(found: object) -> bool:
+    """A relation other than `x = ..`. math-verify takes the right side of any: `3 = 5` would be 5."""
+    from sympy import Eq
+
+    return _is_relation(found) and not (isinstance(found, Eq) and found.lhs.free_symbols)
+
+
+# ---- the process that compares LaTeX -----------------------------------------------------------
+# sympy can take for ever (9^{9^9}), and a thread cannot be stopped. So mathematics is compared in a
+# process that is idle or busy with one question, and that dies by its own alarm at the time limit.
+
+_idle: list[subprocess.Popen[str]] = []
+if hasattr(os, "register_at_fork"):  # two owners of one pipe would mix up the replies
+    os.register_at_fork(after_in_child=_idle.clear)
+
+
+def _ask(rules: str, prediction: str, reference: str) -> bool:
+    """Compare in another process; False where that takes longer than TIME_LIMIT_S or too much memory."""
+    if len(prediction) > MAX_LENGTH:
+        return False
+    process = _take_process()
+    reply = ""
+    with suppress(BrokenPipeError):
+        process.stdin.write(json.dumps([TIME_LIMIT_S, rules, prediction, reference]) + "\n")
+        process.stdin.flush()
+        reply = process.stdout.readline()
+    if reply:
+        _idle.append(process)
+    else:
+        process.wait()
+    return reply == "true\n"
+
+
+def _take_process() -> subprocess.Popen[str]:
+    """An idle process, or a new one where all are busy: as many run as threads have asked at once."""
+    with suppress(IndexError):
+        while (process := _idle.pop()).poll() is not None:
+            pass
+        return process
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path = {sys.path}; from lib.verify import _serve; _serve()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the parent
+    )
+    if process.stdout.readline() != "ready\n":
+        raise RuntimeError("no process to compare LaTeX could be started: does `import math_verify` work?")
+    return process
+
+
+def _serve() -> None:
+    """Answer questions, a line each, until the input ends."""
+    import resource
+
+    replies, sys.stdout = sys.stdout, sys.stderr  # antlr prints its warnings
+    with suppress(ValueError, OSError):  # macOS knows no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    import math_verify  # noqa: F401  the import is slow, so it is done before any clock runs
+
+    print("ready", file=replies, flush=True)
+    for line in sys.stdin:
+        limit, *question = json.loads(line)
+        equal = False
+        signal.setitimer(signal.ITIMER_REAL, limit)
+        with suppress(Exception):
+            equal = _math_verify(*question)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(bool(equal)), file=replies, flush=True)

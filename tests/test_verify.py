@@ -1,0 +1,367 @@
+import json
+import os
+import re
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from lib import verify
+from lib.formats import ReasoningFormat, parse_response, parse_response_like_arm, render_response
+from lib.verify import is_correct, is_response_correct
+
+# ---- strict comparison -------------------------------------------------------------------------
+
+RIGHT = [
+    ("number", "72", "72", "the same"),
+    ("number", " 72\n", "72", "space around"),
+    ("number", "72.0", "72", "trailing zeros"),
+    ("number", "007", "7", "leading zeros"),
+    ("number", "1,234", "1234", "thousands"),
+    ("number", "1,234,567.50", "1234567.5", "thousands and decimals"),
+    ("number", "-5", "-5.0", "negative"),
+    ("number", "\N{MINUS SIGN}5", "-5", "a typographic minus"),
+    ("number", "+5", "5", "a plus"),
+    ("number", ".5", "0.5", "no leading zero"),
+    ("number", "1/2", "0.5", "a fraction"),
+    ("number", "2 / 6", "1/3", "a fraction that can be reduced"),
+    ("number", "0.1", "1/10", "no float error"),
+    ("number", "0.30000000000000004", "0.30000000000000004", "exact"),
+    ("number", "$5", "5", "a dollar sign is worth nothing"),
+    ("number", "-$1,000", "-1000", "sign, dollar, thousands"),
+    ("number", "50%", "50", "a percent sign is worth nothing"),
+    ("number", "50 %", "50%", "on both sides"),
+    ("number", "1e-05", "0.00001", "as Python prints"),
+    ("choice", "B", "B", "the same"),
+    ("choice", "(B)", "B", "parentheses"),
+    ("choice", " B\n", "(B)", "parentheses in the reference"),
+    ("text", "Yes", "yes", "case"),
+    ("text", " not \n plausible", "not plausible", "whitespace"),
+    ("text", "STRASSE", "straße", "case folded, not only lowered"),
+    ("latex", "\\frac{1}{2}", "0.5", "a fraction"),
+    ("latex", "$\\boxed{2}$", "2", "wrapped"),
+    ("latex", "2", "$\\boxed{2}$", "reference wrapped, as in ARM's MATH"),
+    ("latex", "\\(\\sqrt{8}\\)", "2\\sqrt{2}", "simplified"),
+    ("latex", "x = 5", "5", "named"),
+    ("latex", "y + x^2 = 3", "x^2+y=3", "an equation"),
+    ("latex", "5\\text{ cm}", "5", "a unit"),
+    ("latex", "(1,2)", "\\left( 1, 2 \\right)", "a tuple"),
+    ("latex", "2, 1", "1,2", "a set of solutions"),
+    ("latex", "\\begin{pmatrix}1 \\\\ 2\\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", "a vector"),
+    ("latex", "\\begin{matrix}1\\\\[2pt]2\\end{matrix}", "\\begin{matrix}1\\\\[2pt]2\\end{matrix}", "no \\["),
+    ("latex", "50\\%", "0.5", "per cent"),
+    ("latex", "\\text{Evelyn}", "\\text{Evelyn}", "a name"),
+]
+
+WRONG = [
+    ("number", "73", "72", "another number"),
+    ("number", "72 clips", "72", "a unit word"),
+    ("number", "72 clips, not 73", "73", "the last number is not the answer"),
+    ("number", "The answer is 72", "72", "a sentence"),
+    ("number", "155 - 140 = 15", "15", "an equation"),
+    ("number", "72 73", "72", "two numbers"),
+    ("number", "17\n</ANSWER>\n<ANSWER>\n17", "17", "two answers"),
+    ("number", "1,23", "123", "commas that do not group"),
+    ("number", "1234,567", "1234567", "commas that do not group from the left"),
+    ("number", "0.333", "1/3", "rounded"),
+    ("number", "0.30000000000000004", "0.3", "off by a float error"),
+    ("number", "50%", "0.5", "per cent is no division by 100"),
+    ("number", "$5", "5%", "different units"),
+    ("number", "$5%", "5", "two units"),
+    ("number", "1/0", "1/0", "no number"),
+    ("number", "5.", "5", "the end of a sentence"),
+    ("number", "--5", "5", "two signs"),
+    ("number", "\u0667", "7", "digits of another script"),
+    ("number", "1e999999999", "1", "an exponent that would fill the memory"),
+    ("number", "9" * 5_000, "9" * 5_000, "longer than any answer"),
+    ("number", "nan", "nan", "no number"),
+    ("number", "", "72", "empty"),
+    ("number", None, "72", "none"),
+    ("number", "72", "seventy-two", "a reference that cannot be read"),
+    ("choice", "C", "B", "another letter"),
+    ("choice", "b", "B", "a small letter"),
+    ("choice", "B.", "B", "a full stop"),
+    ("choice", "B) the sea", "B", "the option with its text"),
+    ("choice", "(B", "B", "half a parenthesis"),
+    ("choice", "A or B", "B", "two options"),
+    ("choice", "AB", "B", "two letters"),
+    ("choice", "", "B", "empty"),
+    ("choice", None, "B", "none"),
+    ("choice", "the sea", "the sea", "a reference that is no letter"),
+    ("text", "No", "Yes", "another word"),
+    ("text", "Yes, it is", "Yes", "more than the answer"),
+    ("text", "", "", "empty is never right"),
+    ("text", None, "yes", "none"),
+    ("latex", "\\frac{1}{3}", "0.5", "another number"),
+    ("latex", "0.333333", "\\frac13", "rounded"),
+    ("latex", "3 = 5", "5", "a false equation"),
+    ("latex", "x = 3 = 5", "5", "a chain"),
+    ("latex", "y = 5", "x = 5", "another variable"),
+    ("latex", "\\boxed{7} \\boxed{8}", "8", "two boxes"),
+    ("latex", "\\boxed{7} \\boxed{8}", "7, 8", "two boxes are no set"),
+    ("latex", "7 \\boxed{8}", "8", "text before the box"),
+    ("latex", "\\boxed{5}^{2}", "25", "the box is not the whole"),
+    ("latex", "$5$ or $7$", "7", "two answers"),
+    ("latex", "\\(5\\) or \\(7\\)", "7", "two answers"),
+    ("latex", "5\\text{ or }7", "7", "two answers"),
+    ("latex", "5\\text{ clips, not 7}", "5", "words that hedge"),
+    ("latex", "The answer is 7", "7", "a sentence"),
+    ("latex", "72 clips, not 73", "73", "the last number is not the answer"),
+    ("latex", "1 < x < 2", "(1,2)", "an inequality is not an interval"),
+    ("latex", "x" * 5_000, "x", "longer than any answer"),
+    ("latex", "", "5", "empty"),
+    ("latex", None, "5", "none"),
+    ("latex", "5", "", "no reference"),
+]
+
+
+@pytest.mark.parametrize(("kind", "prediction", "reference", "why"), RIGHT)
+def test_right(kind, prediction, reference, why):
+    assert is_correct(prediction, reference, kind) is True, why
+
+
+@pytest.mark.parametrize(("kind", "prediction", "reference", "why"), WRONG)
+def test_wrong(kind, prediction, reference, why):
+    assert is_correct(prediction, reference, kind) is False, why
+
+
+def test_an_unknown_kind_or_set_of_rules_is_an_error():
+    with pytest.raises(ValueError, match="kind"):
+        is_correct("1", "1", kind="numbers")
+    with pytest.raises(ValueError, match="rules"):
+        is_response_correct("<ANSWER>1</ANSWER>", "1", rules="lenient")
+
+
+# ---- three sets of rules -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("response", "reference", "kind", "strict", "training", "evaluation"),
+    [
+        ("<ANSWER>\nB\n</ANSWER>", "B", "choice", True, True, True),
+        ("<ANSWER>\n(B)\n</ANSWER>", "B", "choice", True, False, True),
+        ("<COT>a<ANSWER>B</ANSWER>", "B", "choice", False, True, True),  # the reasoning is not closed
+        ("<COT><CODE>a</COT><ANSWER>B</ANSWER>", "B", "choice", False, False, True),  # mixed tags
+        ("B", "B", "choice", False, False, True),  # no tag: the last five lines are the answer
+        ("hm\nB", "B", "choice", False, False, False),
+        (
+            "<ANSWER>17</ANSWER>\n<ANSWER>\n18\n</ANSWER>",
+            "18",
+            "number",
+            False,
+            True,
+            True,
+        ),  # the last number
+        ("<ANSWER>17</ANSWER>\n<ANSWER>\n18\n</ANSWER>", "17", "number", False, False, False),
+        ("<ANSWER>72 clips</ANSWER>", "72", "number", False, True, True),
+        ("<ANSWER>$1,234</ANSWER>", "1234", "number", True, True, True),
+        ("<ANSWER>72</ANSWER> I think", "72", "number", False, True, True),
+        ("<ANSWER>$\\frac12$</ANSWER>", "$\\boxed{0.5}$", "latex", True, True, True),
+        ("<ANSWER>$3 = 5$</ANSWER>", "$\\boxed{5}$", "latex", False, True, True),
+        ("<ANSWER>\n72", "72", "number", False, False, True),
+    ],
+)
+def test_where_the_rules_differ(response, reference, kind, strict, training, evaluation):
+    assert is_response_correct(response, reference, kind) is strict
+    assert is_response_correct(response, reference, kind, rules="arm_training") is training
+    assert is_response_correct(response, reference, kind, rules="arm_evaluation") is evaluation
+
+
+def test_arm_evaluates_text_as_in_bbh_and_never_trained_on_it():
+    for answer, reference in [("\\boxed{\\text{Yes}}", "yes"), ("1", "True"), ("(False)", "false")]:
+        assert is_response_correct(f"<ANSWER>{answer}</ANSWER>", reference, "text", rules="arm_evaluation")
+    assert not is_response_correct("<ANSWER>0</ANSWER>", "True", "text", rules="arm_evaluation")
+    with pytest.raises(ValueError, match="no text answers"):
+        is_response_correct("<ANSWER>Yes</ANSWER>", "Yes", "text", rules="arm_training")
+
+
+# ---- threads, time, memory ---------------------------------------------------------------------
+
+# 9^(9^9) has 370 million digits; the sum has ten million terms.
+ENDLESS = ["9^{9^{9}}", "9^{9^{9^{9}}}", "10000000!", "\\sum_{k=1}^{10000000} \\frac{1}{k^2}"]
+
+
+def test_four_threads_get_the_answers_of_one():
+    cases = [(prediction, reference, kind) for kind, prediction, reference, _ in RIGHT + WRONG]
+    expected = [True] * len(RIGHT) + [False] * len(WRONG)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda case: is_correct(*case), cases * 3))
+    assert found == expected * 3
+
+
+@pytest.mark.parametrize("rules", ["strict", "arm_training", "arm_evaluation"])
+def test_the_time_limit_holds_in_every_thread(rules, monkeypatch):
+    monkeypatch.setattr(verify, "TIME_LIMIT_S", 1.0)
+
+    def timed(expression: str) -> tuple[bool, float]:
+        started = time.monotonic()
+        right = is_response_correct(f"<ANSWER>${expression}$</ANSWER>", "$5$", "latex", rules)
+        return right, time.monotonic() - started
+
+    with ThreadPoolExecutor(4) as pool:
+        *endless, (easy, _) = pool.map(timed, [ENDLESS[0], ENDLESS[3], ENDLESS[0], "5"])
+    assert easy, "a thread does not wait for the others"
+    for right, seconds in endless:
+        assert not right
+        assert 1.0 <= seconds < 5.0, "it ended by itself, or the limit did not hold"  # start-up included
+    assert timed("5")[0], "after a process has ended, the next one answers"
+
+
+@pytest.mark.parametrize("expression", ENDLESS)
+def test_an_endless_expression_is_stopped_in_the_main_thread(expression, monkeypatch):
+    monkeypatch.setattr(verify, "TIME_LIMIT_S", 1.0)
+    started = time.monotonic()
+    assert not is_correct(expression, "5", "latex")
+    assert time.monotonic() - started < 5.0
+
+
+def test_an_idle_process_that_was_killed_is_replaced():
+    assert is_correct("5", "5", "latex")
+    for process in verify._idle:
+        process.kill()
+        process.wait()
+    assert is_correct("5", "5", "latex")
+
+
+def test_a_forked_child_does_not_read_its_parents_replies():
+    assert is_correct("5", "5", "latex") and verify._idle
+    child = os.fork()
+    if child == 0:
+        os._exit(len(verify._idle))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert verify._idle
+
+
+def test_without_math_verify_latex_is_an_error_and_not_a_wrong_answer(monkeypatch):
+    monkeypatch.setattr(verify, "_idle", [])
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="math_verify"):
+        is_correct("5", "5", "latex")
+    assert is_correct("5", "5", "number")
+
+
+def test_a_hundred_thousand_responses_take_less_than_twenty_seconds():
+    words = "Okay, let me see. Wait, is it 7? " * 60  # 2,000 characters, a long CoT of ARM-3B
+    responses = []
+    for format in ReasoningFormat:
+        rationale = "" if format is ReasoningFormat.DIRECT else words
+        responses += [
+            (render_response(format, rationale, "1,234.0"), "1234", "number"),
+            (render_response(format, rationale, "(B)"), "B", "choice"),
+        ]
+    started = time.process_time()
+    right = sum(is_response_correct(*response) for response in responses * 12_500)
+    assert time.process_time() - started < 20
+    assert right == 100_000
+
+
+# ---- the published responses of ARM-3B ---------------------------------------------------------
+
+KINDS = {"csqa": "choice", "openbookqa": "choice", "svamp": "number", "aime2025": "number"}
+MODES = ("adaptive", "inst_direct", "inst_cot", "inst_code", "inst_long_cot")
+
+# Every response outside AIME where strict verification and the published flag differ, and why.
+# In all three the strict rules say wrong; in none do they say right where the flag says wrong.
+DISAGREEMENTS = {
+    ("csqa", 358, "inst_long_cot"): "the reasoning is opened and never closed: <LONG_COT> and the answer",
+    ("svamp", 96, "inst_direct"): "the answer is an equation and a sentence; the last number in it is right",
+    ("svamp", 265, "inst_direct"): "two answer blocks, both with the right number",
+}
+
+
+def lacks_closing_tag(text: str) -> bool:
+    opening = re.match(r"<(COT|CODE|LONG_COT)>", text)
+    return opening is not None and f"</{opening[1]}>" not in text
+
+
+# What is wrong with a response, found without the parser; papers/arm.md 9.1 has the same counts.
+CAUSES = {
+    "is missing": lacks_closing_tag,
+    "<ANSWER> stands more than once": lambda text: text.count("<ANSWER>") > 1,
+    "</ANSWER> is missing": lambda text: "</ANSWER>" not in text,
+    "does not belong": lambda text: len(set(re.findall(r"</?(COT|CODE|LONG_COT)>", text))) > 1,
+}
+
+
+@pytest.fixture(scope="module")
+def published():
+    """(set, row, mode) -> the published response with its reference and flag."""
+    folder = os.environ.get("REAL_DATA_DIR")
+    if not folder:
+        pytest.skip("REAL_DATA_DIR is not set: the published responses of ARM-3B are not at hand")
+    rows = {}
+    for name in KINDS:
+        for index, line in enumerate((Path(folder) / f"arm_3b_{name}.jsonl").read_text().splitlines()):
+            row = json.loads(line)
+            for mode in MODES:
+                rows[name, index, mode] = row[mode] | {"reference": row["ground_truth"]}
+    assert len(rows) == 10_255
+    return rows
+
+
+def test_strict_parsing_accepts_the_well_formed_and_says_why_not_of_the_rest(published):
+    causes = {
+        key: [name for name, has in CAUSES.items() if has(row["response"])] for key, row in published.items()
+    }
+    assert Counter(name for names in causes.values() for name in names) == {
+        "is missing": 33,
+        "<ANSWER> stands more than once": 23,
+        "</ANSWER> is missing": 11,
+        "does not belong": 15,
+    }
+    problems = Counter()
+    for key, row in published.items():
+        parsed = parse_response(row["response"])
+        assert parsed.is_valid == (not causes[key]), (key, parsed.problem)
+        if not parsed.is_valid:
+            assert any(name in parsed.problem for name in causes[key]), (key, parsed.problem)
+            problems[re.sub(r"</?(COT|CODE|LONG_COT)>", "<..>", parsed.problem)] += 1
+    print(*problems.most_common(), sep="\n")
+    assert problems == {
+        "<ANSWER> stands more than once": 23,
+        "<..> is missing": 21,
+        "<..> does not belong in a response that opens with <..>": 15,
+    }
+
+
+def test_parsing_like_arm_differs_on_33_published_responses(published):
+    pairs = [
+        (parse_response(row["response"]), parse_response_like_arm(row["response"]))
+        for row in published.values()
+    ]
+    counts = Counter((strict.is_valid, arm.is_valid) for strict, arm in pairs)
+    assert counts == {(True, True): 10_196, (False, True): 33, (False, False): 26}
+    assert all(strict == arm for strict, arm in pairs if strict.is_valid)
+
+
+def test_strict_verification_agrees_with_the_published_flags(published):
+    rows = {key: row for key, row in published.items() if key[0] != "aime2025"}
+    different = {
+        key: row["is_correct"]
+        for key, row in rows.items()
+        if is_response_correct(row["response"], row["reference"], KINDS[key[0]]) != row["is_correct"]
+    }
+    assert 1 - len(different) / len(rows) >= 0.995
+    assert different == dict.fromkeys(DISAGREEMENTS, True)
+
+
+@pytest.mark.parametrize("rules", ["arm_training", "arm_evaluation"])
+def test_arms_own_rules_reproduce_every_published_flag(published, rules):
+    different = [
+        key
+        for key, row in published.items()
+        if is_response_correct(row["response"], row["reference"], KINDS[key[0]], rules) != row["is_correct"]
+    ]
+    assert different == []
+
+
+def test_every_answer_of_math_500_equals_itself_and_no_other(published):
+    rows = json.loads((Path(os.environ["REAL_DATA_DIR"]) / "math500.json").read_text())
+    answers = [row["answer"] for row in rows]
+    assert [answer for answer in answers if not is_correct(f"$\\boxed{{{answer}}}$", answer, "latex")] == []
+    # The answer to another question is another answer. In one pair the neighbours are equal in value.
+    neighbours = [(a, b) for a, b in pairwise(answers) if a != b]
+    assert [pair for pair in neighbours if is_correct(*pair, "latex")] == [("5", "x=5")]
