@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
+import pandas as pd
 
 from lib.formats import ReasoningFormat, parse_response
 
@@ -42,9 +42,11 @@ def file_rows(path: str | Path) -> Iterator[tuple[int, Row | RowError]]:
         raise DataError(f"{path}: there is no such file")
     if path.suffix == ".parquet":
         try:
-            return enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
-        except pyarrow.ArrowException as error:
+            table = pd.read_parquet(path)
+        except (ValueError, OSError) as error:
             raise DataError(f"{path}: not a readable parquet file ({error})") from None
+        # By way of JSON, arrays become lists and missing cells None, as the hub's loader gives them.
+        return enumerate(json.loads(table.to_json(orient="records", double_precision=15)), 1)
     # Bytes that are not UTF-8 are carried through, so that only the rows that hold them are broken.
     text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     if path.suffix == ".csv":
@@ -119,7 +121,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, Row | RowError]]:
 def _text(row: Row, *names: str) -> str:
     """The first of these fields that the row has, as text; missing or empty is an error."""
     for name in names:
-        if (value := row.get(name)) is not None and value == value:  # a table says NaN for missing
+        if (value := row.get(name)) is not None:
             if not isinstance(value, str | int | float):
                 raise RowError(f"the field {name} is not text but {type(value).__name__}")
             if not (text := str(value).strip()):

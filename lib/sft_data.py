@@ -259,7 +259,7 @@ def _surplus(
     formats: Sequence[ReasoningFormat],
     kept: Mapping[tuple[str, ReasoningFormat], Any],
     rng: random.Random,
-) -> set[tuple[str, ReasoningFormat]]:
+) -> dict[tuple[str, ReasoningFormat], None]:
     """What is beyond the smallest cell; questions that are right in many formats stay first."""
     order = list(chosen)
     rng.shuffle(order)
@@ -276,7 +276,8 @@ def _surplus(
             "questions or another teacher, leave the format out, or build with balance=False"
         )
     size = min(map(len, cells.values()), default=0)
-    return {row for cell in cells.values() for row in cell[size:]}
+    # A set would come in another order in every process, and the card with it.
+    return dict.fromkeys(row for cell in cells.values() for row in cell[size:])
 
 
 # ---- the card ----------------------------------------------------------------------------------

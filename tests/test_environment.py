@@ -62,7 +62,7 @@ def test_every_import_is_on_the_list():
     implied = {"numpy", "tokenizers", "matplotlib", "IPython", "safetensors", "packaging", "sympy"}
     listed = (
         {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]} | implied | {"lib"}
-    )
+    ) | {path.stem for path in ROOT.glob("tests/*.py")}
     owners = packages_distributions()
     for module in modules - set(sys.stdlib_module_names):
         names = {canonicalize_name(name) for name in owners.get(module, [module])} | {module}

@@ -49,17 +49,18 @@ def run_trusted(code, *, timeout, memory_mb):
     return Result(True, scope.get("answer"), out.getvalue(), None)
 
 
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch):
+def stand_ins():
     """Where lib.verify and lib.sandbox are not there yet, simple ones are."""
-    if importlib.util.find_spec("lib.verify") is None:
-        verify = ModuleType("lib.verify")
-        verify.is_correct = lambda prediction, reference, kind: prediction == reference
-        monkeypatch.setitem(sys.modules, "lib.verify", verify)
-    if importlib.util.find_spec("lib.sandbox") is None:
-        sandbox = ModuleType("lib.sandbox")
-        sandbox.run_python = run_trusted
-        monkeypatch.setitem(sys.modules, "lib.sandbox", sandbox)
+    verify, sandbox = ModuleType("lib.verify"), ModuleType("lib.sandbox")
+    verify.is_correct = lambda prediction, reference, kind: prediction == reference
+    sandbox.run_python = run_trusted
+    return {m.__name__: m for m in (verify, sandbox) if importlib.util.find_spec(m.__name__) is None}
+
+
+@pytest.fixture(autouse=True)
+def prepared(monkeypatch):
+    for name, module in stand_ins().items():
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -100,6 +101,27 @@ def test_the_same_seed_gives_the_same_set_and_another_seed_another_order(tmp_pat
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     one, other = dial_set(seed=5).rows, dial_set(seed=6).rows
     assert one != other and sorted(map(str, one)) == sorted(map(str, other))
+
+
+def test_another_process_builds_the_same_set_and_card():
+    program = (
+        "import sys, json; sys.path.insert(0, sys.argv[1]); import test_sft_data as t\n"
+        "examples = [t.dial_example(q) for q in t.sample_questions(60, seed=1, depths=[2, 2, 3, 9])]\n"
+        "sys.modules.update(t.stand_ins())\n"
+        "teachers = {t.DIRECT: t.dial_teacher, t.LONG: t.dial_teacher}\n"
+        "built = t.build_sft_set(examples, teachers, sft_share=0.8)\n"
+        "print(json.dumps([built.rows, built.card, [vars(drop) for drop in built.drops]]))"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program, str(Path(__file__).parent)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    ]
+    assert outputs[0] == outputs[1] and b"left out for balance" in outputs[0]
 
 
 def test_what_is_saved_is_read_back(tmp_path):
