@@ -363,7 +363,10 @@ def _hub_rows(
 
     def rows() -> Iterator[Row]:
         for config in source.configs:
-            table = datasets.load_dataset(hub, config, split=source.splits[split], revision=revision)
+            try:
+                table = datasets.load_dataset(hub, config, split=source.splits[split], revision=revision)
+            except ConnectionError as error:
+                raise DataError(f"{error}. Without a network, give path= a local file.") from error
             yield from ({**row, "task": config} if len(source.configs) > 1 else row for row in table)
 
     return f"{hub}@{revision[:7]}", "row", enumerate(rows(), 1)

@@ -257,6 +257,15 @@ def test_the_hub_is_asked_for_the_pinned_commit(monkeypatch):
     assert loaded.examples == [one("csqa", {"question": PETS, "answer": "B"})]
 
 
+def test_without_a_network_the_error_names_the_way_out(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub")
+
+    monkeypatch.setattr(data.datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match="Couldn't reach 'openai/gsm8k'.*give path= a local file"):
+        load("gsm8k")
+
+
 def test_every_task_of_bbh_is_loaded_and_named(monkeypatch):
     monkeypatch.setattr(
         data.datasets,
