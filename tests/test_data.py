@@ -262,7 +262,7 @@ def test_without_a_network_the_error_names_the_way_out(monkeypatch):
         raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub")
 
     monkeypatch.setattr(data.datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match="Couldn't reach 'openai/gsm8k'.*give path= a local file"):
+    with pytest.raises(DataError, match=r"Couldn't reach 'openai/gsm8k'.*give path= a local file"):
         load("gsm8k")
 
 
