@@ -21,8 +21,8 @@ bounded by `limits` for an ordinary user and not for root. macOS has no `memory_
 limit holds everywhere.
 
 What it does not protect against. A flaw in the kernel or in Python together with one. Finding out whether
-a path exists, and reading what is in /usr/lib and beside Python's libraries. Heat and a busy core until
-the time is up. Nor is a result more honest than its program: what a program says its answer is, it is.
+a path exists, and reading what is in /usr/lib and beside Python's libraries. A busy core until the time
+is up. Nor is a result more honest than its program: what a program says its answer is, it is.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ GUARDS = (
     "audit_hook",
 )
 OUTPUT_LIMIT = 131_072  # bytes of stdout, and of the result; a program that writes more is stopped
-MIN_MEMORY_MB = 64  # the interpreter itself takes about half of it
+MIN_MEMORY_MB = 32  # the interpreter itself takes about 20
 
 
 class SandboxError(RuntimeError):
@@ -99,15 +99,16 @@ def protections() -> dict[str, bool]:
 def split_simulated_output(code: str) -> tuple[str, Any]:
     """Split ARM's code text into the program and the output that the model wrote by itself.
 
-    `>>> f()` becomes the program's last line. The output is plain data, or None where there is none or
-    it is not a Python literal.
+    `>>> f()` becomes the program's last line, and `output = ...` after it the output: plain data, or None
+    where there is none or it is not a Python literal. Without `>>>` the text is a program as it stands.
     """
-    program, *simulated = re.split(r"^output\s*[=:]", code, maxsplit=1, flags=re.MULTILINE)
-    program = re.sub(r"^>>>[ \t]*", "", program, flags=re.MULTILINE)
+    found = re.search(r"^>>>.*?(^output\s*[=:])", code, re.DOTALL | re.MULTILINE)
+    program, simulated = (code[: found.start(1)], code[found.end() :].strip()) if found else (code, "None")
+    program = re.sub(r"^>>>[ \t]*", "", program, flags=re.MULTILINE).strip() + "\n"
     try:
-        return program.strip() + "\n", ast.literal_eval(simulated[0].strip()) if simulated else None
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return program.strip() + "\n", None
+        return program, ast.literal_eval(simulated)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return program, None
 
 
 def _run(

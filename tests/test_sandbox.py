@@ -16,6 +16,7 @@ import pytest
 from lib.dial import program, sample_questions
 from lib.sandbox import (
     GUARDS,
+    MIN_MEMORY_MB,
     OUTPUT_LIMIT,
     SandboxResult,
     _run,
@@ -152,7 +153,7 @@ def test_limits_that_make_no_sense_are_refused(limits):
 
 
 def test_the_smallest_memory_suffices_for_a_small_program():
-    assert run_python("import statistics\nstatistics.mean([1, 2, 3])", memory_mb=64).value == 2
+    assert run_python("import statistics\nstatistics.mean([1, 2, 3])", memory_mb=MIN_MEMORY_MB).value == 2
 
 
 def test_dial_programs_give_the_answer():
@@ -711,10 +712,12 @@ def test_simulated_output_is_split_off():
         ("x = 1\nprint(x)", ("x = 1\nprint(x)\n", None)),
         (">>> 2 + 2\noutput = 4", ("2 + 2\n", 4)),
         (">>>f()\n\noutput:\n{'answer': 4}", ("f()\n", {"answer": 4})),
-        ("f()\noutput = 2 * 73", ("f()\n", None)),
-        ("f()\noutput = ", ("f()\n", None)),
-        ("f()\noutput = " + "(" * 10_000, ("f()\n", None)),
-        ("f()\noutput = " + "-" * 100_000 + "1", ("f()\n", None)),
+        (">>> f()\noutput = 2 * 73", ("f()\n", None)),
+        (">>> f()\noutput = ", ("f()\n", None)),
+        (">>> f()\noutput = " + "(" * 10_000, ("f()\n", None)),
+        (">>> f()\noutput = " + "-" * 100_000 + "1", ("f()\n", None)),
+        (">>> f()\noutput = {[]: 1}", ("f()\n", None)),
+        ("output = 3\nanswer = output", ("output = 3\nanswer = output\n", None)),
         ("outputs = 3\noutputs", ("outputs = 3\noutputs\n", None)),
         ("", ("\n", None)),
     ],
