@@ -23,6 +23,8 @@ from lib.dial import PROMPT
 from lib.formats import ReasoningFormat
 from lib.rows import DataError, Row, RowError, file_rows
 
+datasets.disable_progress_bars()  # as in lib.models: a saved notebook needs none
+
 _BROKEN_TEXT = re.compile("[\ud800-\udfff\ufffd]")
 
 

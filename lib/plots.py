@@ -121,24 +121,52 @@ def loss_curves(runs: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -> 
 
 
 def share_bars(shares: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
-    """Stacked horizontal bars: the share of each format (columns) in each tier (rows)."""
+    """Stacked bars: the share of each format (columns) in each tier (rows); other columns are grey."""
+    formats = [format for format in ReasoningFormat if format in shares.columns]
+    shares = shares[[*formats, *(name for name in shares.columns if name not in formats)]]
+    figure, ax = _stacked(shares, [COLOURS.get(name, (0.7,) * 3) for name in shares.columns], "{:.0%}", ax)
+    ax.set(xlabel="share of responses", ylabel="tier", xlim=(0, 1))
+    return figure
+
+
+def kept_and_dropped(fates: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """Stacked bars: responses of each format (rows) that were kept, and dropped for each reason (columns)."""
+    fates = fates[["kept", *(reason for reason in fates.columns if reason != "kept")]]
+    figure, ax = _stacked(fates, [_PALETTE[2], *(_PALETTE[k] for k in (3, 1, 4, 5, 7, 8, 9))], "{:.0f}", ax)
+    ax.set(xlabel="responses", ylabel="format")
+    return figure
+
+
+def _stacked(table: pd.DataFrame, colours: list[tuple], text: str, ax: Axes | None) -> tuple[Figure, Axes]:
+    """Horizontal bars, one per row, stacked over the columns; parts that are too small carry no number."""
     figure, ax = _canvas(ax)
-    left = pd.Series(0.0, index=shares.index)
-    for format in [*ReasoningFormat, *(set(shares.columns) - set(ReasoningFormat))]:
-        if format not in shares.columns:
-            continue
-        values = shares[format]
-        bars = ax.barh(
-            shares.index, values, left=left, color=COLOURS.get(format, "0.7"), label=NAMES.get(format, format)
-        )
-        ax.bar_label(
-            bars, [f"{v:.0%}" if v >= 0.05 else "" for v in values], label_type="center", color="white"
-        )
-        left += values
+    names = [NAMES.get(row, row) for row in table.index]
+    left = pd.Series(0.0, index=table.index)
+    for column, colour in zip(table.columns, colours, strict=False):
+        bars = ax.barh(names, table[column], left=left, color=colour, label=NAMES.get(column, column))
+        labels = [text.format(v) if v >= 0.05 * table.sum(axis=1).max() else "" for v in table[column]]
+        ax.bar_label(bars, labels, label_type="center", color="white")
+        left += table[column]
     ax.invert_yaxis()
     ax.grid(visible=False)
-    ax.set(xlabel="share of responses", ylabel="tier", xlim=(0, 1))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=5, frameon=False)
+    return figure, ax
+
+
+def tokens_by_format(rows: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """Mean tokens of each format, a group of bars per tier; each bar carries its number."""
+    figure, ax = _canvas(ax)
+    means = rows.groupby(["tier", "format"])["tokens"].mean().unstack()
+    tiers = [tier for tier in TIER_SHADES if tier in means.index]
+    formats = [format for format in ReasoningFormat if format in means.columns]
+    for place, format in enumerate(formats):
+        offset = (place - (len(formats) - 1) / 2) * 0.2
+        places = [index + offset for index in range(len(tiers))]
+        bars = ax.bar(places, means.loc[tiers, format], 0.19, color=COLOURS[format], label=NAMES[format])
+        ax.bar_label(bars, fmt="%.0f", fontsize=9)
+    ax.set_xticks(range(len(tiers)), tiers)
+    ax.set(xlabel="tier", ylabel="mean tokens per completion")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=4, frameon=False)
     return figure
 
 

@@ -25,7 +25,9 @@ from datasets import Dataset
 from lib.data import Example
 from lib.formats import ReasoningFormat, parse_response
 from lib.runs import sha256, write_atomically, write_json
+from lib.sandbox import run_python, split_simulated_output
 from lib.teachers import Teacher
+from lib.verify import is_correct
 
 CODE_SECONDS = 5.0
 CODE_MEGABYTES = 256
@@ -47,8 +49,6 @@ class Drop:
 
 def check_response(example: Example, format: ReasoningFormat, text: str) -> tuple[str, str] | None:
     """Why a response must not be taught, as (reason, detail), or None where it may."""
-    from lib.verify import is_correct
-
     parsed = parse_response(text)
     if not parsed.is_valid:
         return "not a valid response", parsed.problem
@@ -69,8 +69,6 @@ def check_program(program: str, is_right: Callable[[str], bool]) -> tuple[str, s
     ARM's layout claims them in `output = {...}` after `>>> call()`; the dial world's programs in a
     comment at the end of a line, which is the value of the variable that the line sets.
     """
-    from lib.sandbox import run_python
-
     try:
         if ">>> " in program:
             source, claimed = _arm_program(program)
@@ -92,16 +90,12 @@ def check_program(program: str, is_right: Callable[[str], bool]) -> tuple[str, s
     return None
 
 
-def _arm_program(program: str) -> tuple[str, dict[Any, Any]]:
-    """ARM's layout: the source that keeps what the call returns, and the claimed dictionary."""
-    source, _, rest = program.partition(">>> ")
-    call, mark, shown = rest.partition("output =")
-    if not mark:
-        raise ValueError("the output of the call is missing")
-    claimed = ast.literal_eval(shown.strip())
+def _arm_program(text: str) -> tuple[str, dict[Any, Any]]:
+    """ARM's layout: a program that ends in the call, and the dictionary claimed for it."""
+    program, claimed = split_simulated_output(text)
     if not isinstance(claimed, dict) or "answer" not in claimed:
-        raise ValueError("the output is not a dictionary with an answer")
-    return f"{source}\nanswer = {call.strip()}", claimed
+        raise ValueError("no output that is a dictionary with an answer")
+    return program, claimed
 
 
 def _commented_program(program: str) -> tuple[str, dict[Any, Any]]:

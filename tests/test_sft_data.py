@@ -1,9 +1,6 @@
 """The SFT set: what is kept, what is dropped and why; teachers; the card; determinism and resuming."""
 
 import ast
-import contextlib
-import importlib.util
-import io
 import json
 import os
 import re
@@ -12,9 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import datasets
 import pytest
@@ -30,37 +26,8 @@ from lib.teachers import Reply, chat_teacher, dataset_teacher, dial_example, dia
 DIRECT, SHORT, CODE, LONG = ReasoningFormat
 
 
-@dataclass(frozen=True)
-class Result:
-    ok: bool
-    value: object
-    stdout: str
-    error: str | None
-
-
-def run_trusted(code, *, timeout, memory_mb):
-    """A stand-in for the sandbox, only for the programs in this file."""
-    scope = {}
-    try:
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(code, scope)
-    except Exception as error:
-        return Result(False, None, "", f"{type(error).__name__}: {error}")
-    return Result(True, scope.get("answer"), out.getvalue(), None)
-
-
-def stand_ins():
-    """Where lib.verify and lib.sandbox are not there yet, simple ones are."""
-    verify, sandbox = ModuleType("lib.verify"), ModuleType("lib.sandbox")
-    verify.is_correct = lambda prediction, reference, kind: prediction == reference
-    sandbox.run_python = run_trusted
-    return {m.__name__: m for m in (verify, sandbox) if importlib.util.find_spec(m.__name__) is None}
-
-
 @pytest.fixture(autouse=True)
-def prepared(monkeypatch):
-    for name, module in stand_ins().items():
-        monkeypatch.setitem(sys.modules, name, module)
+def loopback_without_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -107,7 +74,6 @@ def test_another_process_builds_the_same_set_and_card():
     program = (
         "import sys, json; sys.path.insert(0, sys.argv[1]); import test_sft_data as t\n"
         "examples = [t.dial_example(q) for q in t.sample_questions(60, seed=1, depths=[2, 2, 3, 9])]\n"
-        "sys.modules.update(t.stand_ins())\n"
         "teachers = {t.DIRECT: t.dial_teacher, t.LONG: t.dial_teacher}\n"
         "built = t.build_sft_set(examples, teachers, sft_share=0.8)\n"
         "print(json.dumps([built.rows, built.card, [vars(drop) for drop in built.drops]]))"
