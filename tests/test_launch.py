@@ -1,0 +1,220 @@
+"""Every start of two processes takes about 3 s here, so a test asks for as much as one start can show."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import launch
+from lib.launch import LaunchError, run
+
+CONFIG = {"count": 10, "weight": 1.5}
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Two processes on a machine with one GPU would be refused."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+# ---- what works --------------------------------------------------------------------------------
+
+
+def test_one_process_and_two_give_the_same_result(capsys):
+    alone = run("launch_functions:sum_squares", CONFIG)
+    assert capsys.readouterr().out == "rank 0 has 10 numbers\n"
+    together = run("launch_functions:sum_squares", CONFIG, num_processes=2)
+    assert together == alone == {"sum": 285, "weights": [0.5, 1.5]}
+    assert capsys.readouterr().out == "rank 0 has 5 numbers\n"  # the work was shared, and rank 1 is quiet
+
+
+def test_each_process_has_one_thread_and_only_rank_0_need_return(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert run("launch_functions:threads", {}, num_processes=2) == {"threads": 2}
+
+
+def test_output_comes_line_by_line_while_the_processes_run():
+    class Clock(io.StringIO):
+        times: dict[str, float] = {}  # noqa: RUF012
+
+        def write(self, text: str) -> int:
+            self.times[text.strip()] = time.monotonic()
+            return super().write(text)
+
+    with contextlib.redirect_stdout(Clock()) as shown:
+        run("launch_functions:tick", {}, num_processes=2)
+    ticks = [shown.times[f"tick {number}"] for number in range(3)]
+    assert 1.5 < ticks[2] - ticks[0] < 5
+    assert shown.getvalue().splitlines().count("tick 0") == 1
+    assert "a warning" in shown.getvalue()  # what goes to stderr is for the reader too
+
+
+def test_accelerate_reads_its_config_file_and_may_not_start_fewer(tmp_path, monkeypatch):
+    file = tmp_path / "accelerate.yaml"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_processes: 8\n")
+    result = run("launch_functions:sum_squares", CONFIG, num_processes=2, accelerate_config=file)
+    assert result["sum"] == 285
+    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\n")
+    with pytest.raises(LaunchError, match="asked for 2 processes, but the launcher started 1"):
+        run("launch_functions:sum_squares", CONFIG, num_processes=2, accelerate_config=file)
+
+
+# ---- what is refused before anything starts ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("sum_squares", "write 'module:name'"),
+        ("launch_functions:", "write 'module:name'"),
+        ("launch_functionz:sum_squares", "there is no module 'launch_functionz'"),
+        ("lib.nowhere:train", r"there is no module 'lib\.nowhere'"),
+        ("launch_functions:sum_cubes", "has no function 'sum_cubes'"),
+        ("launch_functions:not_a_function", "has no function 'not_a_function'"),
+        ("__main__:train", "put it in a module"),
+    ],
+)
+def test_a_wrong_function_starts_nothing(function, message, monkeypatch):
+    monkeypatch.setattr(launch, "_stream", lambda *arguments: pytest.fail("something was started"))
+    for count in (1, 2):
+        with pytest.raises(LaunchError, match=message):
+            run(function, CONFIG, num_processes=count)
+
+
+def test_a_package_missing_inside_the_module_is_not_called_a_wrong_name(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import surely_not_installed\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+        run("needs_more:train", {})
+
+
+def test_what_cannot_work_is_refused_before_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_stream", lambda *arguments: pytest.fail("something was started"))
+    name = "launch_functions:sum_squares"
+    with pytest.raises(LaunchError, match=r"the config of .* must be JSON: .*PosixPath"):
+        run(name, {"folder": tmp_path}, num_processes=2)
+    with pytest.raises(LaunchError, match="num_processes must be 1 or more, got 0"):
+        run(name, CONFIG, num_processes=0)
+    with pytest.raises(LaunchError, match="there is no accelerate config file"):
+        run(name, CONFIG, num_processes=2, accelerate_config=tmp_path / "none.yaml")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    with pytest.raises(LaunchError, match="2 processes need 2 devices, there are 1"):
+        run(name, CONFIG, num_processes=2)
+
+
+# ---- what fails --------------------------------------------------------------------------------
+
+
+def test_a_failing_process_is_named_with_its_own_traceback(capsys):
+    begun = time.monotonic()
+    with pytest.raises(LaunchError) as caught:
+        run("launch_functions:fail_in_the_last", {}, num_processes=2)
+    message = str(caught.value)
+    assert "launch_functions:fail_in_the_last failed in process 1 (of 0 to 1)" in message
+    assert message.endswith("ValueError: the cat ate the batch")
+    assert 'launch_functions.py", line' in message
+    assert time.monotonic() - begun < 20  # process 0 waits in a collective, and must be ended
+    assert "elastic" not in capsys.readouterr().out  # the launcher's own report stays out of the cell
+
+
+def test_a_killed_process_does_not_leave_the_other_hanging():
+    begun = time.monotonic()
+    with pytest.raises(LaunchError, match=r"process 1 \(of 0 to 1\) was killed by SIGKILL.*memory"):
+        run("launch_functions:die_in_the_last", {}, num_processes=2)
+    assert time.monotonic() - begun < 20
+
+
+def test_the_error_of_one_process_is_its_own():
+    with pytest.raises(KeyError, match="count"):
+        run("launch_functions:sum_squares", {})
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_result_that_is_not_json_is_an_error(count):
+    with pytest.raises(
+        LaunchError, match=r"the result of launch_functions:give_a_tensor must be JSON: .*Tensor"
+    ):
+        run("launch_functions:give_a_tensor", {}, num_processes=count)
+
+
+def test_a_result_that_is_no_dict_or_never_comes_is_an_error():
+    with pytest.raises(LaunchError, match="must be a dict, got NoneType"):
+        run("launch_functions:give_nothing", {})
+    with pytest.raises(LaunchError, match="SystemExit: 0"):
+        run("launch_functions:leave", {}, num_processes=2)
+
+
+# ---- how it ends -------------------------------------------------------------------------------
+
+
+def start_waiting(function: str, folder: Path) -> tuple[subprocess.Popen, list[int]]:
+    """A process of its own that calls `run`, once both of its processes wait; and their ids."""
+    code = (
+        "import torch; torch.accelerator.is_available = lambda: False\n"
+        f"from lib.launch import run; run({function!r}, {{'folder': {str(folder)!r}}}, num_processes=2)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    files = [folder / "0.pid", folder / "1.pid"]
+    ready = wait_until(lambda: all(file.exists() and file.read_text() for file in files), 60)
+    assert ready, parent.kill() or parent.communicate()
+    return parent, [int(file.read_text()) for file in files]
+
+
+def test_ctrl_c_ends_all_processes_after_they_could_save(tmp_path):
+    parent, pids = start_waiting("launch_functions:wait_politely", tmp_path)
+    assert all(is_running(pid) for pid in pids)
+    parent.send_signal(signal.SIGINT)
+    _, errors = parent.communicate(timeout=30)
+    assert errors.strip().endswith("KeyboardInterrupt")
+    assert not any(is_running(pid) for pid in pids)
+    assert (tmp_path / "0.saved").exists() and (tmp_path / "1.saved").exists()
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    parent, pids = start_waiting("launch_functions:wait_stubbornly", tmp_path)
+    parent.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert parent.poll() is None and all(is_running(pid) for pid in pids)
+    begun = time.monotonic()
+    parent.send_signal(signal.SIGINT)
+    parent.communicate(timeout=20)
+    assert time.monotonic() - begun < 5
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids), 5)
+
+
+def test_a_killed_notebook_leaves_no_process_behind(tmp_path):
+    parent, pids = start_waiting("launch_functions:wait", tmp_path)
+    parent.kill()
+    parent.communicate(timeout=20)
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids), 10)
