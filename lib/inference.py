@@ -1,12 +1,40 @@
-"""Ask a policy questions: batched generation with a forced start, and the state it decides from."""
+"""Ask a policy: answers in a chosen format, batched generation, and the state it decides from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from lib.dial import PROMPT
+from lib.formats import ReasoningFormat, parse_response
+
+MODES = ("adaptive", *(format.value for format in ReasoningFormat))
+
+
+class Prompted(Protocol):
+    """A question that brings its prompt; dial questions and real ones do."""
+
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a policy answered, in which format, at which cost in tokens (see `Response`).
+
+    `answer` is None where the response is not valid; `format` is then the one it opens with, if any.
+    `agreed` says whether the cheap formats agreed, and is None where they were not asked.
+    """
+
+    answer: str | None
+    format: ReasoningFormat | None
+    text: str
+    num_tokens: int
+    is_truncated: bool
+    agreed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -16,6 +44,44 @@ class Response:
     text: str
     num_tokens: int
     is_truncated: bool
+
+
+def answer(
+    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    questions: Sequence[str | Prompted],
+    mode: str = "adaptive",
+    *,
+    max_new_tokens: int = 160,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> list[Answer]:
+    """Ask each question once, in order; the policy picks the format, or `mode` names it (ARM, section 4.2).
+
+    A question is text, which is put into ARM's frame, or an object with its prompt. Temperature 0 is greedy.
+    """
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}; there are {', '.join(MODES)}")
+    if isinstance(questions, str):
+        raise TypeError("questions must be a list; put the one question into [ ]")
+    model, tokenizer = policy
+    responses = generate(
+        model,
+        tokenizer,
+        [PROMPT.format(question=q) if isinstance(q, str) else q.prompt for q in questions],
+        prefix="" if mode == "adaptive" else ReasoningFormat(mode).prefix,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return [_read_answer(response) for response in responses]
+
+
+def _read_answer(response: Response) -> Answer:
+    parsed = parse_response(response.text)
+    found = parsed.answer if parsed.is_valid else None
+    return Answer(found, parsed.format, response.text, response.num_tokens, response.is_truncated)
 
 
 def generate(
