@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.dial import oracle_format, token_cost
 from lib.formats import ReasoningFormat, parse_response
-from lib.inference import generate
+from lib.inference import Answer, generate
 
 Z95 = 1.959964
 
@@ -108,6 +108,26 @@ def summarise(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         )
 
     return rows.groupby(list(by), sort=False)[["correct", "tokens"]].apply(line).reset_index()
+
+
+def format_shares(answers: Sequence[Answer], tiers: Sequence[str]) -> pd.DataFrame:
+    """The share of each format among the answers of a tier: tiers x (formats, invalid), rows sum to 1.
+
+    An invalid response counts as invalid, whatever tag it opens with.
+    """
+    columns = [*(format.value for format in ReasoningFormat), "invalid"]
+    used = ["invalid" if answer.answer is None else answer.format.value for answer in answers]
+    counts = pd.DataFrame({"tier": tiers, "format": used}).groupby("tier", sort=False)["format"]
+    return (
+        counts.value_counts(normalize=True).unstack(fill_value=0.0).reindex(columns=columns, fill_value=0.0)
+    )
+
+
+def valid_share(answers: Sequence[Answer]) -> tuple[float, float, float]:
+    """The share of valid responses, and its 95 % Wilson interval: (share, low, high)."""
+    valid = sum(answer.answer is not None for answer in answers)
+    low, high = wilson_interval(valid, len(answers))
+    return valid / len(answers), low, high
 
 
 def oracle_rows(

@@ -7,7 +7,7 @@ import torch
 from lib import evaluation
 from lib.dial import TIERS, dial_tokenizer, gold_response, sample_questions, token_cost
 from lib.formats import ReasoningFormat
-from lib.inference import Response, decision_states, generate
+from lib.inference import Answer, Response, decision_states, generate
 from lib.models import new_dial_model
 
 
@@ -44,6 +44,27 @@ def test_summarise_groups_accuracy_and_tokens():
     assert table.loc["a", ["accuracy", "tokens", "count"]].tolist() == [0.75, 2.5, 4]
     assert table.loc["a", "accuracy_low"] < 0.75 < table.loc["a", "accuracy_high"]
     assert table.loc["b", "tokens_low"] == table.loc["b", "tokens_high"] == 9
+
+
+def test_format_shares_by_tier_and_the_valid_share():
+    def answers(*formats, answer="3"):
+        return [Answer(answer, format, "", 4, False) for format in formats]
+
+    direct, _, code, _ = ReasoningFormat
+    given = [
+        *answers(direct, direct, code),
+        *answers(direct, answer=None),
+        *answers(code),
+        *answers(None, answer=None),
+    ]
+    shares = evaluation.format_shares(given, ["hard"] * 4 + ["easy"] * 2)
+    assert shares.columns.tolist() == ["direct", "short_cot", "code", "long_cot", "invalid"]
+    assert shares.loc["hard"].tolist() == [0.5, 0, 0.25, 0, 0.25]
+    assert shares.loc["easy"].tolist() == [0, 0, 0.5, 0, 0.5]
+    assert shares.index.tolist() == ["hard", "easy"]
+    assert evaluation.valid_share(given) == pytest.approx((4 / 6, *evaluation.wilson_interval(4, 6)))
+    with pytest.raises(ValueError):
+        evaluation.format_shares(given, ["hard"])
 
 
 def test_the_oracle_is_right_and_cheapest():
