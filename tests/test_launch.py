@@ -171,50 +171,64 @@ def test_a_result_that_is_no_dict_or_never_comes_is_an_error():
 # ---- how it ends -------------------------------------------------------------------------------
 
 
-def start_waiting(function: str, folder: Path) -> tuple[subprocess.Popen, list[int]]:
-    """A process of its own that calls `run`, once both of its processes wait; and their ids."""
-    code = (
-        "import torch; torch.accelerator.is_available = lambda: False\n"
-        f"from lib.launch import run; run({function!r}, {{'folder': {str(folder)!r}}}, num_processes=2)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    files = [folder / "0.pid", folder / "1.pid"]
-    ready = wait_until(lambda: all(file.exists() and file.read_text() for file in files), 60)
-    assert ready, parent.kill() or parent.communicate()
-    return parent, [int(file.read_text()) for file in files]
+@pytest.fixture
+def start_waiting(tmp_path):
+    """Start a process that calls `run`, wait until both of its processes wait; give it and their ids."""
+    parents = []
+
+    def start(function: str) -> tuple[subprocess.Popen, list[int]]:
+        code = (
+            "import torch; torch.accelerator.is_available = lambda: False\n"
+            f"from lib.launch import run; run({function!r}, {{'folder': {str(tmp_path)!r}}}, num_processes=2)"
+        )
+        parent = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        parents.append(parent)
+        files = [tmp_path / "0.pid", tmp_path / "1.pid"]
+        assert wait_until(lambda: all(file.exists() and file.read_text() for file in files), 60)
+        return parent, [int(file.read_text()) for file in files]
+
+    yield start
+    for parent in parents:
+        parent.kill()
+        parent.communicate()
 
 
-def test_ctrl_c_ends_all_processes_after_they_could_save(tmp_path):
-    parent, pids = start_waiting("launch_functions:wait_politely", tmp_path)
+def press_ctrl_c(parent: subprocess.Popen) -> None:
+    """As a terminal or Jupyter does it: the signal goes to the whole group."""
+    os.killpg(parent.pid, signal.SIGINT)
+
+
+def test_ctrl_c_ends_all_processes_after_they_could_save(start_waiting, tmp_path):
+    parent, pids = start_waiting("launch_functions:wait_politely")
     assert all(is_running(pid) for pid in pids)
-    parent.send_signal(signal.SIGINT)
+    press_ctrl_c(parent)
     _, errors = parent.communicate(timeout=30)
     assert errors.strip().endswith("KeyboardInterrupt")
     assert not any(is_running(pid) for pid in pids)
     assert (tmp_path / "0.saved").exists() and (tmp_path / "1.saved").exists()
 
 
-def test_a_second_ctrl_c_does_not_wait(tmp_path):
-    parent, pids = start_waiting("launch_functions:wait_stubbornly", tmp_path)
-    parent.send_signal(signal.SIGINT)
+def test_a_second_ctrl_c_does_not_wait(start_waiting):
+    parent, pids = start_waiting("launch_functions:wait_stubbornly")
+    press_ctrl_c(parent)
     time.sleep(1)
     assert parent.poll() is None and all(is_running(pid) for pid in pids)
     begun = time.monotonic()
-    parent.send_signal(signal.SIGINT)
+    press_ctrl_c(parent)
     parent.communicate(timeout=20)
     assert time.monotonic() - begun < 5
     assert wait_until(lambda: not any(is_running(pid) for pid in pids), 5)
 
 
-def test_a_killed_notebook_leaves_no_process_behind(tmp_path):
-    parent, pids = start_waiting("launch_functions:wait", tmp_path)
+def test_a_killed_notebook_leaves_no_process_behind(start_waiting):
+    parent, pids = start_waiting("launch_functions:wait")
     parent.kill()
     parent.communicate(timeout=20)
     assert wait_until(lambda: not any(is_running(pid) for pid in pids), 10)
