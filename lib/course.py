@@ -408,6 +408,16 @@ def stamp(path: Path) -> None:
         "peak_memory_mb": record["peak_memory_mb"],
     }
     write_atomically(path, nbformat.writes(notebook) + "\n")
+    _update_readme(path, record)
+
+
+def _update_readme(path: Path, record: Mapping[str, Any]) -> None:
+    """Write time and memory into the notebook's row of the README's table, where it has one."""
+    readme = path.parent.parent / "README.md"
+    if readme.exists():
+        row = re.compile(rf"(\| \[[^\]]*\]\(notebooks/{path.name}\) \|[^|\n]*\|)[^|\n]*\|[^|\n]*\|")
+        measured = rf"\1 {_clock(record['seconds'])} | {record['peak_memory_mb']} MB |"
+        write_atomically(readme, row.sub(measured, readme.read_text(encoding="utf-8")))
 
 
 def _export_figure(cell: nbformat.NotebookNode, path: Path) -> None:

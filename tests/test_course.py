@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -150,8 +151,14 @@ def test_a_run_folder_that_cannot_be_written_ends_the_course_with_its_name(folde
 
 def test_stamping_brings_outputs_home_and_a_change_makes_the_stamp_stale(folder, private_runs):
     path = write(folder, "00_a", USES)
+    readme = folder.parent / "README.md"
+    readme.write_text("| [A](notebooks/00_a.ipynb) | Why? | never | much |\n| other | row |\n")
     run_course(folder=folder)
     stamp(path)
+    assert re.fullmatch(
+        r"\| \[A\]\(notebooks/00_a.ipynb\) \| Why\? \| \d+:\d\d \| \d+ MB \|\n\| other \| row \|\n",
+        readme.read_text(),
+    )
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata.stamp.code_sha256 == code_hash(notebook)
     assert notebook.metadata.stamp.profile == "cpu" and notebook.metadata.stamp.seconds > 0

@@ -362,6 +362,7 @@ def test_deep_recursion(attack, code, error):
 
 # ---- memory and output ---------------------------------------------------------------------------
 
+
 def from_a_small_process(code: str, without: tuple[str, ...]) -> SandboxResult:
     """Run in the sandbox from a fresh interpreter. A child's peak memory starts at its parent's, and
     pytest with models loaded is far larger than the limit."""
