@@ -24,7 +24,8 @@ TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88"}
 
 
 def use_style() -> None:
-    """Set the look of all figures; call it once, in the set-up cell."""
+    """Set the look of all figures, and let tables show whole sentences; call it once, in the set-up cell."""
+    pd.set_option("display.max_colwidth", None)
     sns.set_theme(context="notebook", style="ticks", palette="colorblind")
     plt.rcParams.update({"figure.figsize": (7, 4), "figure.dpi": 100, "axes.grid": True, "grid.alpha": 0.3})
 

@@ -21,6 +21,22 @@ def test_a_notebook_runs_at_the_smoke_profile(path, private_runs):
     assert json.loads((folder / "metrics.json").read_text())
 
 
+def test_notebook_01_builds_its_set_from_rows_of_a_dataset_too(tmp_path, private_runs):
+    """The same cells, with GSM8K rows from a local file in place of the dial world."""
+    file = tmp_path / "train.jsonl"
+    texts = [(f"Ann has {n} pens and buys {n + 3}. How many has she?", 2 * n + 3) for n in range(40)]
+    rows = [{"question": question, "answer": f"It is {a}.\n#### {a}"} for question, a in texts]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"SOURCE": "gsm8k", "SOURCE_FILE": str(file)}
+    outcomes = run_course(profile="smoke", only=["01"], overrides=source)
+    assert [outcome.status for outcome in outcomes] == ["ok"]
+    saved = private_runs / "smoke" / "01_data_formatting" / "sft_set" / "sft.jsonl"
+    kept = [json.loads(line) for line in saved.read_text().splitlines()]
+    assert {row["source"] for row in kept} == {"gsm8k"}
+    assert {row["format"] for row in kept} == {"direct", "short_cot"}  # what GSM8K has
+    assert 0 < len(kept) <= 80
+
+
 @pytest.mark.parametrize(
     "path", sorted((NOTEBOOKS / "solutions").glob("*.ipynb")), ids=lambda path: path.stem
 )
