@@ -52,14 +52,15 @@ class RunCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs
     ):
-        if not logs or "loss" not in logs:
+        if not state.is_world_process_zero or not logs or not {"loss", "eval_loss"} & logs.keys():
             return
         seconds = time.monotonic() - self._begun
         if self.run is not None:
             self.run.log(state.global_step, logs | {"seconds": round(seconds, 2)})
         last = min(self.stop_at or state.max_steps, state.max_steps)
         every = max(1, last // self.lines // args.logging_steps) * args.logging_steps
-        if self.say is not None and (state.global_step % every == 0 or state.global_step >= last):
+        due = "loss" in logs and (state.global_step % every == 0 or state.global_step >= last)
+        if self.say is not None and due:
             self.say(
                 f"step {state.global_step:>5} of {last}   loss {float(logs['loss']):.3f}   {seconds:4.0f} s"
             )

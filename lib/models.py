@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
@@ -25,6 +32,8 @@ CHECKPOINTS = ROOT / "data" / "checkpoints"
 
 # Bars are drawn again and again in a saved notebook; runs log what matters as numbers instead.
 transformers.utils.logging.disable_progress_bar()
+# bitsandbytes reports on the CPU that an optional kernel is missing; its own way works.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def new_dial_model(*, seed: int, layers: int = 3, width: int = 96) -> PreTrainedModel:
@@ -50,11 +59,36 @@ def new_dial_model(*, seed: int, layers: int = 3, width: int = 96) -> PreTrained
     )
 
 
-def load_policy(name_or_path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model in full precision and its tokenizer: a shipped checkpoint, a local folder, or a hub name.
+def load_policy(
+    name_or_path: str | Path, *, quantised: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer: a shipped checkpoint, a local folder, or a hub name.
 
-    A folder with a provenance file is checked against it first (CheckpointError).
+    `quantised` stores the linear layers in NF4 with double quantisation (QLoRA, section 3), and computes in
+    `dtype`. A folder with a provenance file is checked against it first (CheckpointError).
     """
+    source = _source(name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    quantisation = None
+    if quantised:
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, quantization_config=quantisation)
+    for module in model.modules():
+        # On processors with avx512_bf16, bitsandbytes would re-pack the weights in place at the first forward
+        # in eval mode: rounded to bfloat16, and with an error where a width is no multiple of 64.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model.to(device).eval(), tokenizer
+
+
+def _source(name_or_path: str | Path) -> str:
+    """Where to load from; a shipped checkpoint is checked, and a misspelt one is named."""
     shipped = CHECKPOINTS / str(name_or_path)
     folder = shipped if shipped.is_dir() else Path(name_or_path)
     if (folder / "provenance.json").exists() or folder == shipped:
@@ -64,11 +98,7 @@ def load_policy(name_or_path: str | Path) -> tuple[PreTrainedModel, PreTrainedTo
         raise CheckpointError(
             f"There is no shipped checkpoint {str(name_or_path)!r}; data/checkpoints/ holds {known}."
         )
-    source = str(folder) if folder.is_dir() else str(name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
+    return str(folder) if folder.is_dir() else str(name_or_path)
 
 
 def save_policy(
@@ -84,3 +114,75 @@ def save_policy(
         if folder.exists():
             folder.replace(Path(scratch) / "old")
         new.replace(folder)
+
+
+# ---- LoRA --------------------------------------------------------------------------------------
+
+
+def add_lora(model: PreTrainedModel, *, rank: int, alpha: int) -> PeftModel:
+    """Freeze a model and put LoRA on all its linear layers but the output layer (LoRA, section 4.1)."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def merge_adapter(
+    base: str | Path, adapter: str | Path, *, quantised: bool, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """The base with the adapter merged into its weights, in `dtype`.
+
+    An adapter trained on a quantised base has learnt to mend just that base: so the base is quantised,
+    de-quantised, and only then merged. Merging into NF4, or into the unquantised base, gives another model.
+    """
+    model, _ = load_policy(base, quantised=quantised, dtype=dtype)
+    if quantised:
+        with _quiet("transformers"):
+            model = model.dequantize(dtype=dtype)
+        model.is_loaded_in_4bit = False
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().eval()
+
+
+@torch.inference_mode()
+def merge_damage(unmerged: PeftModel, merged: PreTrainedModel, input_ids: torch.Tensor) -> dict[str, float]:
+    """How far a merged model is from the model with its adapter apart, on `input_ids` (N, T).
+
+    Weights are compared in all adapted layers, as base + B A alpha / rank against the merged matrix.
+    """
+    largest = total = count = 0.0
+    for name, layer in unmerged.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            expected = dequantize_module_weight(layer.get_base_layer()) + layer.get_delta_weight("default")
+            actual = dequantize_module_weight(merged.get_submodule(name))
+            difference = (expected.float() - actual.float()).abs()
+            largest = max(largest, difference.max().item())
+            total += difference.sum().item()
+            count += difference.numel()
+    logits = [model.eval()(input_ids=input_ids).logits.float() for model in (unmerged, merged)]
+    difference = (logits[0] - logits[1]).abs()
+    return {
+        "weight_max": largest,
+        "weight_mean": total / count,
+        "logit_max": difference.max().item(),
+        "logit_mean": difference.mean().item(),
+    }
+
+
+def memory_mb(model: PreTrainedModel) -> float:
+    """The memory of a model's weights and buffers, in MB."""
+    return model.get_memory_footprint() / 2**20
+
+
+def trained_parameters(model: PreTrainedModel) -> int:
+    """How many parameters training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Hold back the warnings of one library's logger."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,394 @@
+"""Supervised fine-tuning (ARM, section 4.1): four formats in one model, with TRL's SFTTrainer as the engine.
+
+Prompt and response are tokenised apart, as they are at inference. Together, a byte-pair tokenizer may
+merge the colon that ends the prompt with the tag that opens the response, into a token never seen later.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import torch
+import trl
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+
+from lib.callbacks import RunCallback
+from lib.formats import ReasoningFormat, detect_format
+from lib.models import add_lora, load_policy, memory_mb, trained_parameters
+from lib.runs import Run, peak_memory_mb
+
+IGNORED = -100  # the label of a token without loss
+OPENING = 12  # tokens that surely hold the opening tag
+FIRST_WEIGHT = 0.25
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """How to fine-tune; the defaults are ARM's (appendix D.1 and its train.yaml) with QLoRA for LoRA.
+
+    `batch_size` counts responses per step over all processes; `micro_batch_size` is what one holds at once.
+    """
+
+    base: str
+    method: Literal["qlora", "lora", "full"] = "qlora"
+    rank: int = 8
+    alpha: int = 16
+    learning_rate: float = 2e-4
+    epochs: float = 6
+    max_steps: int = -1  # -1: as many as `epochs` takes
+    batch_size: int = 128
+    micro_batch_size: int = 4
+    warmup_share: float = 0.1
+    max_length: int = 4096  # tokens; longer rows are left out
+    weighting: Literal["token", "response"] = "token"
+    packing: bool = False
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_checkpointing: bool = True
+    log_every: int = 10
+    save_every: int = 100  # validates as often
+    seed: int = 0
+
+    @classmethod
+    def paper(cls, base: str) -> SFTConfig:
+        """ARM's settings for a real model on an accelerator."""
+        return cls(base)
+
+    @classmethod
+    def cpu(cls, base: str = "dial-base") -> SFTConfig:
+        """For the dial world: 300 steps, a few minutes on two cores."""
+        return cls(
+            base,
+            rank=16,
+            alpha=32,
+            learning_rate=3e-3,
+            max_steps=300,
+            batch_size=64,
+            micro_batch_size=64,
+            max_length=256,
+            precision="float32",
+            gradient_checkpointing=False,
+            save_every=50,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.precision)
+
+
+def accumulation_steps(batch_size: int, micro_batch_size: int, processes: int) -> int:
+    """Micro-batches per step, so that a step holds `batch_size` responses however many processes share it."""
+    steps, rest = divmod(batch_size, micro_batch_size * processes)
+    if rest or not steps:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be shared by {processes} processes in micro-batches of "
+            f"{micro_batch_size}: make batch_size a multiple of {micro_batch_size * processes}"
+        )
+    return steps
+
+
+# ---- data --------------------------------------------------------------------------------------
+
+
+def encode(row: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Token ids and labels of a row: no loss on the prompt, loss on the completion and the end token."""
+    prompt = tokenizer(row["prompt"]).input_ids
+    response = tokenizer(row["completion"], add_special_tokens=False).input_ids
+    response = [*response, tokenizer.eos_token_id]
+    return {"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response}
+
+
+def encode_rows(
+    rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Dataset:
+    """All rows encoded, without those that are too long: half a response would teach not to end."""
+    encoded = (encode(row, tokenizer) for row in rows)
+    kept = [row for row in encoded if len(row["input_ids"]) <= max_length]
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} rows fits into {max_length} tokens")
+    return Dataset.from_list(kept)
+
+
+def document_numbers(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The document each token of a batch belongs to, (B, T): its row, or where packed positions restart."""
+    labels = batch["labels"]
+    if "position_ids" in batch:
+        starts = (batch["position_ids"] == 0).flatten()
+        return (starts.cumsum(0) - 1).view_as(labels)
+    return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+
+
+def masking_faults(batch: Mapping[str, torch.Tensor], eos_token_id: int) -> list[str]:
+    """What is wrong with the labels of a batch, in words; nothing in a sound one.
+
+    Three faults let training look well and spoil the model: loss on the prompt, no end token, and an
+    end token without loss (as where padding is the end token and is masked by its id).
+    """
+    documents, labels, ids = document_numbers(batch), batch["labels"], batch["input_ids"]
+    real = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(ids, dtype=bool)
+    counts = dict.fromkeys(
+        (
+            "do not end with the end token",
+            "have no loss on their last token",
+            "have loss on their first token, so on the prompt",
+            "have loss on padding",
+        ),
+        0,
+    )
+    numbers = documents.unique().tolist()
+    for number in numbers:
+        mine = documents == number
+        tokens, targets = ids[mine & real], labels[mine & real]
+        wrong = (
+            tokens[-1] != eos_token_id,
+            targets[-1] == IGNORED,
+            targets[0] != IGNORED,
+            (labels[mine & ~real] != IGNORED).any(),
+        )
+        for fault, is_wrong in zip(counts, wrong, strict=True):
+            counts[fault] += bool(is_wrong)
+    return [f"{count} of {len(numbers)} rows {fault}" for fault, count in counts.items() if count]
+
+
+# ---- loss --------------------------------------------------------------------------------------
+
+
+def document_formats(
+    batch: Mapping[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
+) -> list[ReasoningFormat | None]:
+    """The format of each document of a batch, read from how its response opens."""
+    documents, labels = document_numbers(batch), batch["labels"]
+    openings: list[list[int]] = [[] for _ in range(int(documents.max()) + 1)]
+    learnt = labels != IGNORED
+    for number, token in zip(documents[learnt].tolist(), labels[learnt].tolist(), strict=True):
+        if len(openings[number]) < OPENING:
+            openings[number].append(token)
+    return [detect_format(text) for text in tokenizer.batch_decode(openings)]
+
+
+def loss_weights(labels: torch.Tensor, documents: torch.Tensor, weighting: str) -> torch.Tensor:
+    """The weight of each target in the mean, (B, T) like `labels`: 0 where there is no loss.
+
+    "token" weighs all tokens equally (ARM), so a long response counts for more. "response" weighs by
+    1 / sqrt(length), and the first token, which chooses the format, as much in all responses: weighted by
+    length too, the model would learn to prefer short formats.
+    """
+    learnt = labels != IGNORED
+    if weighting == "token":
+        return learnt.float()
+    lengths = torch.bincount(documents[learnt], minlength=int(documents.max()) + 1)
+    weights = learnt / lengths.clamp(min=1)[documents].sqrt()
+    before = torch.nn.functional.pad(learnt, (1, 0))[:, :-1]
+    weights[learnt & ~before] = FIRST_WEIGHT
+    return weights
+
+
+class SFTTrainer(trl.SFTTrainer):
+    """TRL's trainer with a choice of loss weighting, and the loss of each format in the logs."""
+
+    def __init__(self, *arguments: Any, weighting: str = "token", **named: Any):
+        super().__init__(*arguments, **named)
+        self.weighting = weighting
+        self._losses: dict[str, torch.Tensor] = {}  # mode: per format and in all, sum of losses and tokens
+        self._tokens, self._since = 0, time.monotonic()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        losses = -outputs.log_probs  # (B, T - 1), 0 where there is no loss
+        documents = document_numbers(inputs)
+        self._count(inputs, documents[:, 1:], losses.detach())
+        weights = loss_weights(inputs["labels"], documents, self.weighting)[:, 1:]
+        total = weights.sum()
+        if num_items_in_batch is None:  # validation, or Trainer divides by the micro-batches itself
+            loss = (losses * weights).sum() / total
+        elif self.weighting == "token":  # of the whole step, in all processes, whose gradients are averaged
+            loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
+        else:
+            loss = (losses * weights).sum() / total / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, inputs: Mapping[str, torch.Tensor], documents: torch.Tensor, losses: torch.Tensor):
+        """Add a batch to the sums that `log` reports."""
+        mode = "train" if self.model.training else "eval"
+        formats = list(ReasoningFormat)
+        places = [
+            formats.index(format) if format else len(formats)
+            for format in document_formats(inputs, self.processing_class)
+        ]
+        cells = torch.tensor(places, device=losses.device)[documents].flatten()
+        learnt = (inputs["labels"][:, 1:] != IGNORED).flatten()
+        sums = torch.zeros(len(formats) + 1, 2, device=losses.device)
+        sums[:, 0].index_add_(0, cells, losses.flatten().float())
+        sums[:, 1].index_add_(0, cells, learnt.float())
+        self._losses[mode] = self._losses.get(mode, 0) + sums
+        if mode == "train":
+            self._tokens += int(inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        start = "" if mode == "train" else "eval_"
+        if mode in self._losses:
+            sums = self.accelerator.reduce(self._losses.pop(mode), "sum")
+            for format, (loss, count) in zip(ReasoningFormat, sums.tolist(), strict=False):
+                if count:
+                    logs[f"{start}loss_{format}"] = loss / count
+            logs[f"{start}perplexity"] = math.exp(min(50.0, (sums[:, 0].sum() / sums[:, 1].sum()).item()))
+        if mode == "train" and self._tokens:
+            seconds = time.monotonic() - self._since
+            tokens = self.accelerator.reduce(torch.tensor(self._tokens, device=self.args.device), "sum")
+            logs |= {"tokens_per_second": tokens.item() / seconds, "memory_mb": device_memory_mb()}
+        self._tokens, self._since = 0, time.monotonic()
+        super().log(logs, start_time)
+
+
+def device_memory_mb() -> float:
+    """The most memory used so far, in MB: of the accelerator where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return peak_memory_mb()
+
+
+# ---- training ----------------------------------------------------------------------------------
+
+
+def make_trainer(
+    config: SFTConfig,
+    rows: Sequence[Mapping[str, str]],
+    validation_rows: Sequence[Mapping[str, str]],
+    run: Run,
+    *,
+    callback: RunCallback | None = None,
+) -> SFTTrainer:
+    """The trainer of a run on rows with `prompt` and `completion`; nothing is trained yet."""
+    set_seed(config.seed)
+    full = config.method == "full"  # its own weights are trained, so they stay in full precision
+    model, tokenizer = load_policy(
+        config.base, quantised=config.method == "qlora", dtype=torch.float32 if full else config.dtype
+    )
+    if not full:
+        model = add_lora(model, rank=config.rank, alpha=config.alpha)
+    arguments = trl.SFTConfig(
+        output_dir=str(run.checkpoint),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.micro_batch_size,
+        per_device_eval_batch_size=config.micro_batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_share,
+        packing=config.packing,
+        eval_packing=False,
+        max_length=config.max_length,
+        bf16=config.dtype == torch.bfloat16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        logging_steps=config.log_every,
+        logging_first_step=True,
+        eval_strategy="steps",
+        eval_steps=config.save_every,
+        save_steps=config.save_every,
+        save_total_limit=2,  # the best and the last
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_perplexity",
+        greater_is_better=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        ddp_find_unused_parameters=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )
+    arguments.gradient_accumulation_steps = accumulation_steps(
+        config.batch_size, config.micro_batch_size, arguments.world_size
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=encode_rows(rows, tokenizer, config.max_length),
+        eval_dataset=encode_rows(validation_rows, tokenizer, config.max_length),
+        processing_class=tokenizer,
+        weighting=config.weighting,
+        callbacks=[callback] if callback else [],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if config.dtype == torch.float32:
+        # TRL keeps adapters on a quantised base in bfloat16, where a small update is rounded away.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return trainer
+
+
+def train_sft(
+    config: SFTConfig,
+    rows: Sequence[Mapping[str, str]],
+    validation_rows: Sequence[Mapping[str, str]],
+    run: Run,
+    *,
+    stop_at: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Train, or go on where the run folder stopped: the best model, its tokenizer, and what it took.
+
+    The result is saved to `run.checkpoint / "result"`: an adapter for `peft`, or the whole model. `stop_at`
+    ends early on the schedule of the full run. Ctrl-C saves and raises KeyboardInterrupt; the same call
+    then resumes.
+    """
+    callback = RunCallback(run, say=say, stop_at=stop_at)
+    with _no_noise():
+        trainer = make_trainer(config, rows, validation_rows, run, callback=callback)
+        tokenizer = trainer.processing_class
+        faults = masking_faults(next(iter(trainer.get_train_dataloader())), tokenizer.eos_token_id)
+        if faults:
+            raise ValueError("The first batch would teach the wrong thing: " + "; ".join(faults))
+        resume_from = _last_checkpoint(run.checkpoint)
+        if trainer.is_world_process_zero():
+            run.rewind(int(resume_from.name.rpartition("-")[2]) if resume_from else 0)
+        begun = time.monotonic()
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if callback.interrupted:
+        raise KeyboardInterrupt(
+            f"saved at step {trainer.state.global_step}; the same call goes on from there"
+        )
+    trainer.save_model(str(run.checkpoint / "result"))
+    logged = [row["tokens_per_second"] for row in run.metrics() if "tokens_per_second" in row]
+    facts = {
+        "config": asdict(config),
+        "steps": trainer.state.global_step,
+        "seconds": round(time.monotonic() - begun, 1),
+        "threads": torch.get_num_threads(),
+        "processes": trainer.accelerator.num_processes,
+        "resumed": resume_from is not None,
+        "rows": len(rows),
+        "too_long": len(rows) - len(trainer.train_dataset) if not config.packing else None,
+        "best_step": trainer.state.best_global_step,
+        "perplexity": trainer.state.best_metric,
+        "tokens_per_second": round(statistics.median(logged)),
+        "memory_mb": round(device_memory_mb()),
+        "model_mb": round(memory_mb(trainer.model), 2),
+        "trained_parameters": trained_parameters(trainer.model),
+    }
+    return trainer.model.eval(), tokenizer, facts
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that a kill did not cut short: its trainer state is written last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+@contextmanager
+def _no_noise() -> Iterator[None]:
+    """Keep progress bars and warnings about the libraries' own calls out of the notebook."""
+    datasets.disable_progress_bars()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
