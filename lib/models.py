@@ -91,7 +91,7 @@ def _source(name_or_path: str | Path) -> str:
     """Where to load from; a shipped checkpoint is checked, and a misspelt one is named."""
     shipped = CHECKPOINTS / str(name_or_path)
     folder = shipped if shipped.is_dir() else Path(name_or_path)
-    if (folder / "provenance.json").exists() or folder == shipped:
+    if (folder / "provenance.json").exists() or folder.parent == CHECKPOINTS:
         check_provenance(folder)
     elif str(name_or_path).startswith("dial-"):
         known = ", ".join(sorted(path.name for path in CHECKPOINTS.glob("*") if path.is_dir())) or "none"

@@ -289,6 +289,7 @@ def make_trainer(
         eval_packing=False,
         max_length=config.max_length,
         bf16=config.dtype == torch.bfloat16,
+        use_cpu=not torch.accelerator.is_available(),
         gradient_checkpointing=config.gradient_checkpointing,
         logging_steps=config.log_every,
         logging_first_step=True,
