@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ CHECKPOINTS = ROOT / "data" / "checkpoints"
 
 # Bars are drawn again and again in a saved notebook; runs log what matters as numbers instead.
 transformers.utils.logging.disable_progress_bar()
+# peft still asks transformers by the old name.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 # bitsandbytes reports on the CPU that an optional kernel is missing; its own way works.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

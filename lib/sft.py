@@ -29,7 +29,7 @@ from lib.runs import Run, peak_memory_mb
 
 IGNORED = -100  # the label of a token without loss
 OPENING = 12  # tokens that surely hold the opening tag
-FIRST_WEIGHT = 0.25
+OPENING_WEIGHT = 0.25  # of a token of the opening tag, where responses weigh the same
 
 
 @dataclass(frozen=True)
@@ -175,21 +175,23 @@ def document_formats(
     return [detect_format(text) for text in tokenizer.batch_decode(openings)]
 
 
-def loss_weights(labels: torch.Tensor, documents: torch.Tensor, weighting: str) -> torch.Tensor:
+def loss_weights(
+    labels: torch.Tensor, documents: torch.Tensor, openings: torch.Tensor, weighting: str
+) -> torch.Tensor:
     """The weight of each target in the mean, (B, T) like `labels`: 0 where there is no loss.
 
-    "token" weighs all tokens equally (ARM), so a long response counts for more. "response" weighs by
-    1 / sqrt(length), and the first token, which chooses the format, as much in all responses: weighted by
-    length too, the model would learn to prefer short formats.
+    "token" weighs all tokens equally (ARM), so a long response counts for more. "response" weighs a token by
+    1 / length of its response. Only the opening tag, of `openings` (D,) tokens in each document, weighs the
+    same everywhere: weighted by length too, it would teach the model to prefer short formats.
     """
     learnt = labels != IGNORED
     if weighting == "token":
         return learnt.float()
-    lengths = torch.bincount(documents[learnt], minlength=int(documents.max()) + 1)
-    weights = learnt / lengths.clamp(min=1)[documents].sqrt()
-    before = torch.nn.functional.pad(learnt, (1, 0))[:, :-1]
-    weights[learnt & ~before] = FIRST_WEIGHT
-    return weights
+    lengths = torch.bincount(documents[learnt], minlength=len(openings))
+    before = lengths.cumsum(0) - lengths  # targets in earlier documents
+    place = (learnt.flatten().cumsum(0) - 1).view_as(labels) - before[documents]
+    weights = torch.where(place < openings[documents], OPENING_WEIGHT, 1 / lengths[documents])
+    return weights * learnt
 
 
 class SFTTrainer(trl.SFTTrainer):
@@ -198,6 +200,10 @@ class SFTTrainer(trl.SFTTrainer):
     def __init__(self, *arguments: Any, weighting: str = "token", **named: Any):
         super().__init__(*arguments, **named)
         self.weighting = weighting
+        self._openings = {
+            format: len(self.processing_class(format.prefix, add_special_tokens=False).input_ids)
+            for format in ReasoningFormat
+        }
         self._losses: dict[str, torch.Tensor] = {}  # mode: per format and in all, sum of losses and tokens
         self._tokens, self._since = 0, time.monotonic()
 
@@ -205,28 +211,33 @@ class SFTTrainer(trl.SFTTrainer):
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         losses = -outputs.log_probs  # (B, T - 1), 0 where there is no loss
         documents = document_numbers(inputs)
-        self._count(inputs, documents[:, 1:], losses.detach())
-        weights = loss_weights(inputs["labels"], documents, self.weighting)[:, 1:]
-        total = weights.sum()
+        formats = document_formats(inputs, self.processing_class)
+        self._count(inputs, formats, documents[:, 1:], losses.detach())
+        openings = torch.tensor([self._openings.get(format, 1) for format in formats], device=losses.device)
+        weights = loss_weights(inputs["labels"], documents, openings, self.weighting)[:, 1:]
+        count = weights.sum() if self.weighting == "token" else len(formats)
         if num_items_in_batch is None:  # validation, or Trainer divides by the micro-batches itself
-            loss = (losses * weights).sum() / total
+            loss = (losses * weights).sum() / count
         elif self.weighting == "token":  # of the whole step, in all processes, whose gradients are averaged
-            loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
+            loss = (losses * weights).sum() / num_items_in_batch * self.accelerator.num_processes
         else:
-            loss = (losses * weights).sum() / total / self.current_gradient_accumulation_steps
+            loss = (losses * weights).sum() / count / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
-    def _count(self, inputs: Mapping[str, torch.Tensor], documents: torch.Tensor, losses: torch.Tensor):
+    def _count(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        formats: Sequence[ReasoningFormat | None],
+        documents: torch.Tensor,
+        losses: torch.Tensor,
+    ) -> None:
         """Add a batch to the sums that `log` reports."""
         mode = "train" if self.model.training else "eval"
-        formats = list(ReasoningFormat)
-        places = [
-            formats.index(format) if format else len(formats)
-            for format in document_formats(inputs, self.processing_class)
-        ]
+        order = [*ReasoningFormat, None]
+        places = [order.index(format) for format in formats]
         cells = torch.tensor(places, device=losses.device)[documents].flatten()
         learnt = (inputs["labels"][:, 1:] != IGNORED).flatten()
-        sums = torch.zeros(len(formats) + 1, 2, device=losses.device)
+        sums = torch.zeros(len(order), 2, device=losses.device)
         sums[:, 0].index_add_(0, cells, losses.flatten().float())
         sums[:, 1].index_add_(0, cells, learnt.float())
         self._losses[mode] = self._losses.get(mode, 0) + sums
