@@ -23,7 +23,17 @@ from transformers import (
 
 from lib.dial import PROMPT, dial_tokenizer, gold_response, sample_questions
 from lib.formats import ReasoningFormat, render_response
-from lib.models import load_policy, memory_mb, merge_adapter, merge_damage, new_dial_model, save_policy
+from lib.models import (
+    add_lora,
+    load_policy,
+    memory_mb,
+    merge_adapter,
+    merge_damage,
+    new_dial_model,
+    save_policy,
+    trained_parameters,
+    training_memory,
+)
 from lib.runs import start_run
 from lib.sft import (
     IGNORED,
@@ -278,6 +288,31 @@ def test_nf4_takes_less_memory_and_leaves_the_output_layer_alone(base):
     linear = sum(m.weight.numel() for n, m in full.named_modules() if "_proj" in n)
     saved = memory_mb(full) - memory_mb(quantised)
     assert saved == pytest.approx(linear * (4 - 0.5) / 2**20, rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora", "full"])
+def test_the_computed_memory_is_the_measured(base, method):
+    model, _ = load_policy(base, quantised=method == "qlora")
+    model = model if method == "full" else add_lora(model, rank=8, alpha=16)
+    plan = training_memory(model.config, method=method, rank=8, dtype=torch.float32)
+    assert plan["trained_parameters"] == trained_parameters(model)
+    assert plan["weights_mb"] == pytest.approx(memory_mb(model), rel=0.03)
+
+
+def test_the_computed_memory_of_7b_is_known_without_its_weights():
+    config = Qwen2Config(
+        vocab_size=152_064,
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+    )
+    plan = training_memory(config, method="full")
+    assert plan["trained_parameters"] == 7_615_616_512  # as Qwen2.5-7B's model card has it: 7.61B
+    assert training_memory(config, method="lora")["weights_mb"] == pytest.approx(14_600, rel=0.02)
+    assert training_memory(config, method="qlora")["weights_mb"] < 6_000
 
 
 @pytest.fixture
