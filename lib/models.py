@@ -139,7 +139,7 @@ def merge_adapter(
     """
     model, _ = load_policy(base, quantised=quantised, dtype=dtype)
     if quantised:
-        with _quiet("transformers"):
+        with quiet("transformers"):
             model = model.dequantize(dtype=dtype)
         model.is_loaded_in_4bit = False
     return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().eval()
@@ -214,7 +214,7 @@ def training_memory(
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     """Hold back the warnings of one library's logger."""
     logger = logging.getLogger(name)
     level = logger.level

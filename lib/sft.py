@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from lib.callbacks import RunCallback
 from lib.formats import ReasoningFormat, detect_format
-from lib.models import add_lora, load_policy, memory_mb, trained_parameters
+from lib.models import add_lora, load_policy, memory_mb, quiet, trained_parameters
 from lib.runs import Run, peak_memory_mb
 
 IGNORED = -100  # the label of a token without loss
@@ -162,17 +162,23 @@ def masking_faults(batch: Mapping[str, torch.Tensor], eos_token_id: int) -> list
 # ---- loss --------------------------------------------------------------------------------------
 
 
+def target_places(labels: torch.Tensor, documents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The place of each target in its response, (B, T), and the targets of each document, (D,)."""
+    learnt = labels != IGNORED
+    lengths = torch.bincount(documents[learnt], minlength=int(documents.max()) + 1)
+    before = lengths.cumsum(0) - lengths  # targets in earlier documents
+    return (learnt.flatten().cumsum(0) - 1).view_as(labels) - before[documents], lengths
+
+
 def document_formats(
     batch: Mapping[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
 ) -> list[ReasoningFormat | None]:
     """The format of each document of a batch, read from how its response opens."""
     documents, labels = document_numbers(batch), batch["labels"]
-    openings: list[list[int]] = [[] for _ in range(int(documents.max()) + 1)]
-    learnt = labels != IGNORED
-    for number, token in zip(documents[learnt].tolist(), labels[learnt].tolist(), strict=True):
-        if len(openings[number]) < OPENING:
-            openings[number].append(token)
-    return [detect_format(text) for text in tokenizer.batch_decode(openings)]
+    places, lengths = target_places(labels, documents)
+    opens = (labels != IGNORED) & (places < OPENING)
+    ids = labels[opens].split(lengths.clamp(max=OPENING).tolist())
+    return [detect_format(text) for text in tokenizer.batch_decode(ids)]
 
 
 def loss_weights(
@@ -187,11 +193,8 @@ def loss_weights(
     learnt = labels != IGNORED
     if weighting == "token":
         return learnt.float()
-    lengths = torch.bincount(documents[learnt], minlength=len(openings))
-    before = lengths.cumsum(0) - lengths  # targets in earlier documents
-    place = (learnt.flatten().cumsum(0) - 1).view_as(labels) - before[documents]
-    weights = torch.where(place < openings[documents], OPENING_WEIGHT, 1 / lengths[documents])
-    return weights * learnt
+    places, lengths = target_places(labels, documents)
+    return torch.where(places < openings[documents], OPENING_WEIGHT, 1 / lengths[documents]) * learnt
 
 
 class SFTTrainer(trl.SFTTrainer):
@@ -401,6 +404,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
 def _no_noise() -> Iterator[None]:
     """Keep progress bars and warnings about the libraries' own calls out of the notebook."""
     datasets.disable_progress_bars()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    # Reloading the best of a model with tied embeddings, transformers misses the tied copy.
+    with warnings.catch_warnings(), quiet("transformers"):
+        warnings.simplefilter("ignore", FutureWarning)  # TRL's calls of its own deprecated names
         yield
