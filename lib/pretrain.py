@@ -51,7 +51,6 @@ class PretrainConfig:
     tier_mix: tuple[float, ...] = (0.3, 0.4, 0.3)  # easy, medium, hard, once they have grown
     matching_style: float = 0.6  # share of responses in the cheapest style that is right
     copying: float = 0.03  # share of documents that only repeat words, tags among them
-    saying: float = 0.15  # share of the other documents in which a given word, tags among them, is used
     row_length: int = 256
     save_every: int = 200
 
@@ -72,10 +71,7 @@ class Corpus(Dataset):
             return self._copying(rng)
         depth = self._depth(rng, index // self.config.documents_per_step)
         question = sample_questions(1, seed=rng.randrange(2**63), depths=[depth])[0]
-        response = untagged_response(question, self._style(rng, question))
-        if rng.random() < self.config.saying:
-            return self._saying(rng, question, response)
-        return question.prompt, response
+        return question.prompt, untagged_response(question, self._style(rng, question))
 
     def _depth(self, rng: random.Random, step: int) -> int:
         """Shallow questions first, then the tiers as `tier_mix` says."""
@@ -90,14 +86,6 @@ class Corpus(Dataset):
         if rng.random() < self.config.matching_style:
             return cheapest
         return rng.choice([style for style in ReasoningFormat if style is not cheapest])
-
-    def _saying(self, rng: random.Random, question: Question, response: str) -> tuple[str, str]:
-        """A response that begins and concludes with a word asked for. So the base learns to reason and to
-        answer after any word: after a tag that it has only copied, LoRA could not teach it to."""
-        word = rng.choice(self.words)
-        reasoning, _, conclusion = response.rpartition("It shows")
-        said = f"{word} {reasoning}{word}{conclusion}" if reasoning else word + conclusion
-        return PROMPT.format(question=f"Say {word}. {question.text}"), said
 
     def _copying(self, rng: random.Random) -> tuple[str, str]:
         """Words to repeat. A real tokenizer spells tags from pieces a base has met; here one token is one
