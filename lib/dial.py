@@ -24,8 +24,9 @@ TIERS: dict[str, range] = {"easy": range(1, 3), "medium": range(3, 7), "hard": r
 MAX_DEPTH = 12
 FUSED_OPERATIONS = 2
 JOTTED_AFTER = (2, 4)
-# The sentence of a question pauses where one would jot. Without a pause three layers cannot find
-# operation 3 early enough to fuse it with operation 4, and short CoT stops at depth 3.
+# The sentence of a question pauses where one would jot, and the jots are joined by the same word. One run
+# each: without both, short CoT stayed at depth 3 for 4,800 steps; with pauses in the question alone, for
+# 2,500; with both it reached depth 6 by 1,200. Why was not examined.
 PAUSES = dict(zip(JOTTED_AFTER, ("then", "later"), strict=True))
 MAX_STATEMENTS = 4
 COLOURS = ("red", "blue", "green", "black", "white", "grey", "gold", "pink", "brown", "silver")
