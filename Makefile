@@ -11,19 +11,27 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help course test lab lint stamp clean
+.PHONY: help course dry-run reference test lab lint stamp clean
 
 help:  ## Say what there is
 	@echo "make course [PROFILE=cpu|smoke]   execute every notebook into runs/<profile>/"
 	@echo "make test                         run the tests"
 	@echo "make lab                          open JupyterLab"
 	@echo "make lint                         check style, notebooks included"
+	@echo "make dry-run PROFILE=single_gpu   the same with a random model and local rows: no GPU, no download"
+	@echo "make reference ARGS=\"02 qlora\"   make one of the runs behind the published numbers again"
 	@echo "make stamp                        put the outputs of the last cpu run into notebooks/"
 	@echo "make clean                        remove .venv (runs/ is kept)"
 	@echo "More options: $(BIN)/python -m lib.course --help, or make course ARGS=\"--only 00\""
 
 course: $(READY)  ## Execute every notebook
 	@$(BIN)/python -m lib.course --profile $(PROFILE) $(ARGS)
+
+dry-run: $(READY)
+	@$(BIN)/python -m lib.course --profile $(if $(filter cpu,$(PROFILE)),single_gpu,$(PROFILE)) --dry-run $(ARGS)
+
+reference: $(READY)
+	@$(BIN)/python -m lib.reference $(ARGS)
 
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)

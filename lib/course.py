@@ -17,8 +17,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,32 +129,40 @@ def _check_used(
         )
 
 
-def resolve_parameters(path: Path, profile: str, overrides: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The values a profile and `--set` give to a notebook; None where the profile leaves it out."""
+def resolve_parameters(
+    path: Path, profile: str, overrides: Mapping[str, Any], *, dry_run: bool = False
+) -> dict[str, Any] | None:
+    """The values a profile and `--set` give to a notebook; None where the profile leaves it out.
+
+    A dry run lays the file of the folder `dry_run` over the profile: small sizes, and a random model and
+    local rows in place of downloads.
+    """
     declared = {parameter.name: parameter for parameter in read_parameters(path)}
     given: dict[str, Any] = {}
-    if profile != DEFAULT_PROFILE:
-        folder = path.parent / "profiles" / profile
+    layers = [profile] if profile != DEFAULT_PROFILE else []
+    for layer in [*layers, "dry_run"] if dry_run else layers:
+        folder = path.parent / "profiles" / layer
         if not folder.is_dir():
             known = [
                 DEFAULT_PROFILE,
                 *sorted(p.name for p in (path.parent / "profiles").glob("*") if p.is_dir()),
             ]
             raise CourseError(
-                f"There is no profile {profile!r}{_hint(profile, known)} There are {', '.join(known)}."
+                f"There is no profile {layer!r}{_hint(layer, known)} There are {', '.join(known)}."
             )
         file = folder / f"{path.stem}.yaml"
         if not file.exists():
             return None
-        given = _read_profile(file)
-        for name, value in given.items():
-            _check_value(declared, name, value, f"{path.name}, profile file {profile}/{file.name}")
+        values = _read_profile(file)
+        for name, value in values.items():
+            _check_value(declared, name, value, f"{path.name}, profile file {layer}/{file.name}")
+        given |= values
     for name, value in overrides.items():
         if name in declared:
             _check_value(declared, name, value, f"{path.name}, --set {name}")
             given[name] = value
     if "PROFILE" in declared:
-        given["PROFILE"] = profile
+        given["PROFILE"] = f"{profile}_dry_run" if dry_run else profile
     return given
 
 
@@ -202,33 +212,49 @@ def run_course(
     only: Sequence[str] = (),
     start: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
     again: bool = False,
+    jobs: int = 1,
     folder: Path = NOTEBOOKS,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
-    """Execute the chosen notebooks in order; stops at the first that fails. Everything is checked first.
+    """Execute the chosen notebooks in order, `jobs` at a time; none is begun after one that fails.
 
-    A notebook that was finished with the same code, parameters, library and checkpoints is not repeated.
+    Everything is checked first. A notebook that was finished with the same code, parameters, library and
+    checkpoints is not repeated.
     """
     overrides = dict(overrides or {})
     chosen = choose(find_notebooks(folder), only, start)
-    plan = [(path, resolve_parameters(path, profile, overrides)) for path in chosen]
+    plan = [(path, resolve_parameters(path, profile, overrides, dry_run=dry_run)) for path in chosen]
     declared = {parameter.name for path in chosen for parameter in read_parameters(path)}
     for name in overrides:
         if name not in declared:
             raise CourseError(
                 f"--set {name}: none of the chosen notebooks declares it{_hint(name, sorted(declared))}"
             )
-    outcomes = []
-    for path, parameters in plan:
+    if jobs < 1:
+        raise CourseError(f"--jobs must be 1 or more, got {jobs}")
+    stop, failed = threading.Event(), threading.Event()
+
+    def work(path: Path, parameters: Mapping[str, Any] | None) -> Outcome | None:
+        if stop.is_set() or failed.is_set():
+            return None
         if parameters is None:
-            outcomes.append(Outcome(path.stem, f"not in profile {profile}"))
-            continue
-        outcome = _run_notebook(path, profile, parameters, again, say)
-        outcomes.append(outcome)
+            return Outcome(path.stem, f"not in profile {profile}")
+        place = f"{profile}_dry_run" if dry_run else profile
+        outcome = _run_notebook(path, place, parameters, again, say, stop)
         if outcome.status == "failed":
-            break
-    return outcomes
+            failed.set()  # a neighbour that runs may come to its end
+        return outcome
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, path, parameters) for path, parameters in plan]
+        try:
+            outcomes = [future.result() for future in futures]
+        except BaseException:  # Ctrl-C, or a run folder that cannot be written
+            stop.set()
+            raise
+    return [outcome for outcome in outcomes if outcome is not None]
 
 
 def choose(notebooks: Sequence[Path], only: Sequence[str], start: str | None) -> list[Path]:
@@ -249,7 +275,12 @@ def choose(notebooks: Sequence[Path], only: Sequence[str], start: str | None) ->
 
 
 def _run_notebook(
-    path: Path, profile: str, parameters: Mapping[str, Any], again: bool, say: Callable[[str], None]
+    path: Path,
+    profile: str,
+    parameters: Mapping[str, Any],
+    again: bool,
+    say: Callable[[str], None],
+    stop: threading.Event,
 ) -> Outcome:
     notebook = nbformat.read(path, as_version=4)
     target = runs_folder() / profile / path.stem
@@ -261,7 +292,9 @@ def _run_notebook(
         return Outcome(path.stem, "finished before", record["seconds"], record["peak_memory_mb"])
     write_atomically(target / "parameters.yaml", yaml.safe_dump(dict(parameters)))
     finished.unlink(missing_ok=True)
-    code, seconds, memory = _papermill(path, output, target, _expected_seconds(notebook, profile))
+    code, seconds, memory = _papermill(path, output, target, _expected_seconds(notebook, profile), stop)
+    if code != 0 and stop.is_set():
+        return Outcome(path.stem, "stopped", seconds, memory)
     if code != 0:
         say(_explain_failure(path, output, target, code))
         return Outcome(path.stem, "failed", seconds, memory)
@@ -271,8 +304,10 @@ def _run_notebook(
     return Outcome(path.stem, "ok", seconds, memory)
 
 
-def _papermill(path: Path, output: Path, target: Path, expected: float | None) -> tuple[int, float, float]:
-    """Run papermill in a process of its own; gives exit code, seconds and peak memory in MB."""
+def _papermill(
+    path: Path, output: Path, target: Path, expected: float | None, stop: threading.Event
+) -> tuple[int, float, float]:
+    """Run papermill in a process of its own until it ends or `stop` is set: exit code, seconds, peak MB."""
     command = [
         sys.executable,
         "-m",
@@ -286,31 +321,33 @@ def _papermill(path: Path, output: Path, target: Path, expected: float | None) -
     begun = time.monotonic()
     with (target / "papermill.log").open("w") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            while True:
-                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-                if pid:
-                    break
-                _live(path.stem, time.monotonic() - begun, expected)
-                time.sleep(0.5)
-        except KeyboardInterrupt:
-            child.terminate()
-            child.wait()
-            raise
+        while True:
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                break
+            if stop.is_set():
+                child.terminate()
+            _live(path.stem, time.monotonic() - begun, expected)
+            time.sleep(0.5)
     child.returncode = os.waitstatus_to_exitcode(status)
-    _live_end()
+    _live_end(path.stem)
     peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return child.returncode, time.monotonic() - begun, peak
 
 
+_running: dict[str, str] = {}  # notebook: how far it is
+
+
 def _live(name: str, elapsed: float, expected: float | None) -> None:
-    """The one line that moves while a notebook runs; only where somebody watches."""
+    """The one line that moves while notebooks run; only where somebody watches."""
     if sys.stdout.isatty():
         left = f"about {_clock(max(0.0, expected - elapsed))} left" if expected else "no estimate yet"
-        print(f"\r\033[K{name}  {_clock(elapsed)} elapsed, {left}", end="", flush=True)
+        _running[name] = f"{name}  {_clock(elapsed)} elapsed, {left}"
+        print(f"\r\033[K{'   '.join(list(_running.values()))}", end="", flush=True)
 
 
-def _live_end() -> None:
+def _live_end(name: str) -> None:
+    _running.pop(name, None)
     if sys.stdout.isatty():
         print("\r\033[K", end="", flush=True)
 
@@ -461,6 +498,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="override a parameter"
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="the profile with small sizes, a random model and local rows: does it run, without downloads?",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="notebooks to run at a time; 2 where no GPU is shared and none needs another's results, else 1",
+    )
     parser.add_argument("--again", action="store_true", help="repeat notebooks that were finished before")
     parser.add_argument("--list", action="store_true", help="list notebooks and parameters, run nothing")
     parser.add_argument(
@@ -481,7 +529,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             only=options.only,
             start=options.start,
             overrides=dict(_assignment(text) for text in options.set),
+            dry_run=options.dry_run,
             again=options.again,
+            jobs=options.jobs if options.jobs is not None else _default_jobs(options),
         )
     except (CourseError, RunFolderError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -491,6 +541,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print(f"\n{table(outcomes)}")
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+def _default_jobs(options: argparse.Namespace) -> int:
+    """Two at a time on processors: a notebook takes one thread. At other profiles they need one another."""
+    alone = options.profile not in (DEFAULT_PROFILE, "smoke") and not options.dry_run
+    return 1 if alone else min(2, os.cpu_count() or 1)
 
 
 def _assignment(text: str) -> tuple[str, Any]:

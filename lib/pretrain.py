@@ -158,11 +158,14 @@ def pretrain(
     tokenizer: PreTrainedTokenizerBase,
     run: Run,
     *,
+    model: PreTrainedModel | None = None,
+    corpus: Dataset | None = None,
     stop_at: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """Train from scratch, or go on where the run folder stopped; gives the model and what it took.
 
+    `model` starts from another model, `corpus` reads other (prompt, response) documents, in their order.
     `stop_at` ends early but keeps the schedule of the full run, so the first steps are the same steps.
     Ctrl-C saves and raises KeyboardInterrupt; the same call then resumes.
     """
@@ -202,9 +205,9 @@ def pretrain(
 
     callback = RunCallback(run, say=say, stop_at=stop_at)
     trainer = PretrainTrainer(
-        model=new_dial_model(seed=config.seed),
+        model=new_dial_model(seed=config.seed) if model is None else model,
         args=arguments,
-        train_dataset=Corpus(config),
+        train_dataset=Corpus(config) if corpus is None else corpus,
         data_collator=collate,
         callbacks=[callback],
     )

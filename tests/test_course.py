@@ -177,3 +177,38 @@ def test_a_run_with_other_parameters_is_not_stamped(folder):
     run_course(folder=folder, overrides={"STEPS": 1})
     with pytest.raises(CourseError, match="other code or parameters"):
         stamp(path)
+
+
+def test_a_dry_run_lays_small_sizes_over_a_profile(folder):
+    path = write(folder, "00_a", USES)
+    profile(folder, "single_gpu", "00_a", STEPS=1000, RATE=2e-4)
+    profile(folder, "dry_run", "00_a", STEPS=2)
+    given = resolve_parameters(path, "single_gpu", {}, dry_run=True)
+    assert given == {"STEPS": 2, "RATE": 2e-4, "PROFILE": "single_gpu_dry_run"}
+    assert resolve_parameters(path, "single_gpu", {})["STEPS"] == 1000
+
+
+def test_notebooks_run_side_by_side_and_none_begins_after_a_failure(folder, private_runs):
+    """Two meet: each waits for the other's file. One fails beside a neighbour, which ends only after that."""
+    meet = (
+        "import pathlib, time\n\npathlib.Path('{mine}').touch()\nend = time.monotonic() + 120\n"
+        "while not pathlib.Path('{other}').exists():\n    assert time.monotonic() < end\n    time.sleep(0.05)"
+    )
+    private_runs.mkdir(parents=True, exist_ok=True)
+    here = {name: str(private_runs / name) for name in ("fails", "ends", "failed")}
+    write(
+        folder,
+        "00_fails",
+        USES,
+        meet.format(mine=here["fails"], other=here["ends"]),
+        "raise ValueError('no')",
+    )
+    write(folder, "01_ends", USES, meet.format(mine=here["ends"], other=here["failed"]))
+    write(folder, "02_never", USES)
+
+    def say(line: str) -> None:
+        if "FAILED" in line:
+            (private_runs / "failed").touch()
+
+    outcomes = run_course(folder=folder, jobs=2, say=say)
+    assert [(o.notebook, o.status) for o in outcomes] == [("00_fails", "failed"), ("01_ends", "ok")]

@@ -37,6 +37,21 @@ def test_notebook_01_builds_its_set_from_rows_of_a_dataset_too(tmp_path, private
     assert 0 < len(kept) <= 80
 
 
+DRY = [
+    path.stem for path in find_notebooks() if (NOTEBOOKS / "profiles/dry_run" / f"{path.stem}.yaml").exists()
+]
+
+
+@pytest.mark.parametrize("name", DRY)
+@pytest.mark.parametrize("profile", ["single_gpu", "multi_gpu"])
+def test_a_notebook_runs_dry_under_the_profiles_for_real_models(name, profile, private_runs, monkeypatch):
+    """A random model of the real architecture and local rows; two processes where the profile has several."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    several = {"NUM_PROCESSES": 2} if profile == "multi_gpu" and name.startswith(("02", "03")) else {}
+    outcomes = run_course(profile=profile, only=[name], overrides=several, dry_run=True)
+    assert [outcome.status for outcome in outcomes] in (["ok"], [f"not in profile {profile}"])
+
+
 @pytest.mark.parametrize(
     "path", sorted((NOTEBOOKS / "solutions").glob("*.ipynb")), ids=lambda path: path.stem
 )
