@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
+from scipy.stats import t as student_t
 from sklearn.linear_model import LogisticRegression
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.dial import oracle_format, token_cost
 from lib.formats import ReasoningFormat, parse_response
 from lib.inference import Answer, generate
+from lib.verify import is_correct
 
 Z95 = 1.959964
 
 
 class Task(Protocol):
-    """What an evaluation needs of a question; dial questions and real ones have it."""
+    """What an evaluation needs of a question; dial questions and real ones have it.
+
+    Real ones also have a `kind`, which says how answers are compared (`lib.verify`), and dial ones a `depth`.
+    """
 
     prompt: str
     answer: str
     tier: str
+
+
+def is_right(answer: str | None, task: Task) -> bool:
+    """Whether an answer is the reference answer, as the kind of the question wants it; words otherwise."""
+    return is_correct(answer, task.answer, getattr(task, "kind", "text"))
 
 
 def wilson_interval(successes: int, count: int, z: float = Z95) -> tuple[float, float]:
@@ -41,6 +51,15 @@ def mean_interval(values: Sequence[float], z: float = Z95) -> tuple[float, float
     series = pd.Series(values, dtype=float)
     half = z * series.std(ddof=1) / math.sqrt(len(series)) if len(series) > 1 else 0.0
     return series.mean() - half, series.mean() + half
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of a few runs and its 95 % interval by Student's t: (mean, low, high)."""
+    series = pd.Series(values, dtype=float)
+    if len(series) < 2:
+        return series.mean(), math.nan, math.nan
+    half = student_t.ppf(0.975, len(series) - 1) * series.std(ddof=1) / math.sqrt(len(series))
+    return series.mean(), series.mean() - half, series.mean() + half
 
 
 def tagged_answer(text: str) -> str | None:
@@ -62,7 +81,7 @@ def evaluate(
 ) -> pd.DataFrame:
     """Ask every question once: a row each with tier, depth, response, answer, correct, tokens, truncated.
 
-    An answer is correct when it equals the reference as text; `read_answer` finds it in the response.
+    `read_answer` finds the answer in a response.
     """
     responses = generate(
         model,
@@ -81,7 +100,7 @@ def evaluate(
             "response": [response.text for response in responses],
             "answer": answers,
             "correct": [
-                answer == question.answer for answer, question in zip(answers, questions, strict=True)
+                is_right(answer, question) for answer, question in zip(answers, questions, strict=True)
             ],
             "tokens": [response.num_tokens for response in responses],
             "truncated": [response.is_truncated for response in responses],
@@ -128,6 +147,81 @@ def valid_share(answers: Sequence[Answer]) -> tuple[float, float, float]:
     valid = sum(answer.answer is not None for answer in answers)
     low, high = wilson_interval(valid, len(answers))
     return valid / len(answers), low, high
+
+
+def evaluate_formats(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Task],
+    *,
+    max_new_tokens: int = 160,
+) -> pd.DataFrame:
+    """The rows of `evaluate`, greedy and once in each format, with the format in a column."""
+    return pd.concat(
+        [
+            evaluate(model, tokenizer, questions, prefix=format.prefix, max_new_tokens=max_new_tokens).assign(
+                format=format.value
+            )
+            for format in ReasoningFormat
+        ],
+        ignore_index=True,
+    )
+
+
+def format_report(
+    answers: Sequence[Answer], questions: Sequence[Task], forced: pd.DataFrame
+) -> dict[str, Any]:
+    """How a policy uses its formats and how far each one reaches, as numbers for a summary.
+
+    From what it answered to `questions` as it liked: share of valid responses, shares of the formats per
+    tier, accuracy, mean tokens. From `evaluate_formats`: accuracy by depth, or by tier without depths.
+    """
+    valid, low, high = valid_share(answers)
+    shares = format_shares(answers, [question.tier for question in questions])
+    correct = [is_right(given.answer, question) for given, question in zip(answers, questions, strict=True)]
+    level = "depth" if forced["depth"].notna().all() else "tier"
+    rates = forced.groupby(["format", level], sort=False)["correct"].mean()
+    return {
+        "valid_share": valid,
+        "valid_interval": [low, high],
+        "format_share": {tier: row.to_dict() for tier, row in shares.iterrows()},
+        "accuracy": sum(correct) / len(correct),
+        "mean_tokens": sum(given.num_tokens for given in answers) / len(answers),
+        f"accuracy_by_{level}": {
+            format.value: rates[format].sort_index().tolist() if level == "depth" else rates[format].to_dict()
+            for format in ReasoningFormat
+        },
+        "questions": [len(questions), len(forced) // len(ReasoningFormat)],
+    }
+
+
+def policy_rows(answers: Sequence[Answer], questions: Sequence[Task]) -> pd.DataFrame:
+    """A row for each answer: tier, depth, format ("invalid" where it is), answer, correct, tokens."""
+    return pd.DataFrame(
+        {
+            "tier": [question.tier for question in questions],
+            "depth": [getattr(question, "depth", None) for question in questions],
+            "format": ["invalid" if a.answer is None else a.format.value for a in answers],
+            "answer": [a.answer for a in answers],
+            "correct": [is_right(a.answer, q) for a, q in zip(answers, questions, strict=True)],
+            "tokens": [a.num_tokens for a in answers],
+        }
+    )
+
+
+def policy_summary(rows: pd.DataFrame) -> dict[str, Any]:
+    """Accuracy, mean tokens and format shares of `policy_rows`, in all and per tier, for a metrics file."""
+
+    def numbers(part: pd.DataFrame) -> dict[str, float]:
+        return {"accuracy": float(part["correct"].mean()), "mean_tokens": float(part["tokens"].mean())}
+
+    names = [*(format.value for format in ReasoningFormat), "invalid"]
+    tiers = {
+        tier: numbers(part)
+        | {"format_share": {name: float(part["format"].eq(name).mean()) for name in names}}
+        for tier, part in rows.groupby("tier", sort=False)
+    }
+    return numbers(rows) | {"tiers": tiers, "questions": len(rows)}
 
 
 def oracle_rows(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from io import BytesIO
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+import torch
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lib.evaluation import seed_interval
 from lib.formats import ReasoningFormat
 
 _PALETTE = sns.color_palette("colorblind")
@@ -20,6 +22,7 @@ COLOURS: dict[str, tuple] = dict(
 )
 MARKERS: dict[str, str] = dict(zip(ReasoningFormat, "osD^", strict=True))
 NAMES: dict[str, str] = dict(zip(ReasoningFormat, ("direct", "short CoT", "code", "long CoT"), strict=True))
+METHODS = {"sft": "SFT", "grpo": "GRPO", "ada_grpo": "Ada-GRPO"}
 TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88"}
 
 
@@ -62,8 +65,13 @@ def staircase(
     return figure
 
 
-def accuracy_tokens_plane(summary: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
-    """One point per policy: mean tokens against accuracy, with 95 % intervals; up and left is better."""
+def accuracy_tokens_plane(
+    summary: pd.DataFrame, *, above: Collection[str] = (), ax: Axes | None = None
+) -> Figure:
+    """One point per policy: mean tokens against accuracy, with 95 % intervals; up and left is better.
+
+    Names stand below their points on the right, those in `above` above them on the left.
+    """
     figure, ax = _canvas(ax)
     for _, row in summary.iterrows():
         name = row["policy"]
@@ -71,7 +79,11 @@ def accuracy_tokens_plane(summary: pd.DataFrame, *, ax: Axes | None = None) -> F
             row["tokens"],
             row["accuracy"],
             xerr=[[row["tokens"] - row["tokens_low"]], [row["tokens_high"] - row["tokens"]]],
-            yerr=[[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]],
+            # at a rate of 1 the upper bound may lie below it by a rounding error
+            yerr=[
+                [row["accuracy"] - row["accuracy_low"]],
+                [max(0.0, row["accuracy_high"] - row["accuracy"])],
+            ],
             color=COLOURS.get(name, "black"),
             marker=MARKERS.get(name, "*"),
             ms=14 if name == "oracle" else 8,
@@ -79,13 +91,17 @@ def accuracy_tokens_plane(summary: pd.DataFrame, *, ax: Axes | None = None) -> F
             ls="none",
         )
         ax.annotate(
-            NAMES.get(name, name), (row["tokens"], row["accuracy"]), (8, -14), textcoords="offset points"
+            NAMES.get(name, name),
+            (row["tokens"], row["accuracy"]),
+            (0, 9) if name in above else (8, -14),
+            textcoords="offset points",
+            ha="right" if name in above else "left",
         )
     ax.set_xscale("log")
     ticks = [tick for tick in (4, 8, 16, 32, 64, 128, 256) if tick < 2 * summary["tokens"].max()]
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
-    ax.set(xlabel="mean tokens per response (log scale)", ylabel="accuracy", ylim=(0, 1.06))
+    ax.set(xlabel="mean tokens per response (log scale)", ylabel="accuracy", ylim=(0, 1.1))
     return figure
 
 
@@ -154,6 +170,86 @@ def _stacked(table: pd.DataFrame, colours: list[tuple], text: str, ax: Axes | No
     return figure, ax
 
 
+def format_curves(
+    live: Mapping[str, pd.DataFrame], reference: Mapping[str, pd.DataFrame] | None = None
+) -> Figure:
+    """Shares of the formats by step: a row of panels per method, a panel per tier.
+
+    Lines are the live run, smoothed over eight steps. Behind them, where given, the 95 % interval of the mean
+    over the seeds of the reference runs.
+    """
+    tiers = [t for t in TIER_SHADES if any(f"{t}/accuracy" in rows for rows in live.values())] or [""]
+    figure, axes = plt.subplots(
+        len(live),
+        len(tiers),
+        figsize=(2.6 * len(tiers) + 0.8, 2.2 * len(live)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (method, rows) in zip(axes, live.items(), strict=True):
+        for ax, tier in zip(row, tiers, strict=True):
+            for format in ReasoningFormat:
+                name = f"{tier}/format/{format}_share".removeprefix("/")
+                if reference and name in reference.get(method, ()):
+                    band = seed_band(reference[method], name)
+                    ax.fill_between(
+                        band.index, band["low"], band["high"], color=COLOURS[format], alpha=0.25, lw=0
+                    )
+                smooth = rows[name].rolling(8, min_periods=1).mean()
+                ax.plot(rows["step"], smooth, color=COLOURS[format], label=NAMES[format], lw=1.8)
+            ax.set(ylim=(0, 1.02), title=f"{METHODS.get(method, method)}, {tier}".removesuffix(", "))
+        row[0].set_ylabel("share of responses")
+    for ax in axes[-1]:
+        ax.set_xlabel("update")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def grouped_bars(table: pd.DataFrame, *, ylabel: str, ax: Axes | None = None) -> Figure:
+    """Bars of each row (a format, or any name) side by side, one per column; each bar carries its number."""
+    figure, ax = _canvas(ax)
+    width = 0.8 / len(table.columns)
+    for place, column in enumerate(table.columns):
+        places = [index + (place - (len(table.columns) - 1) / 2) * width for index in range(len(table))]
+        bars = ax.bar(places, table[column], 0.92 * width, color=_PALETTE[place], label=column)
+        ax.bar_label(bars, fmt="%.2f", fontsize=8)
+    ax.set_xticks(range(len(table)), [NAMES.get(name, name) for name in table.index])
+    ax.set(ylabel=ylabel, ylim=(0, 1.1))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=len(table.columns), frameon=False)
+    return figure
+
+
+def budget_curves(summary: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """Accuracy with its 95 % interval against mean tokens, a line per policy, a point per budget."""
+    figure, ax = _canvas(ax)
+    for place, (policy, rows) in enumerate(summary.groupby("policy", sort=False)):
+        colour, rows = _PALETTE[(0, 3)[place % 2]], rows.sort_values("budget")
+        ax.fill_between(
+            rows["tokens"], rows["accuracy_low"], rows["accuracy_high"], color=colour, alpha=0.2, lw=0
+        )
+        ax.plot(rows["tokens"], rows["accuracy"], color=colour, marker="o^"[place % 2], label=policy, ms=5)
+        for _, row in rows.iterrows():
+            ax.annotate(
+                f"{row['budget']:.0f}",
+                (row["tokens"], row["accuracy"]),
+                (3, -12),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+            )
+    ax.set(xlabel="mean tokens per response (at each point: the budget)", ylabel="accuracy", ylim=(0, 1.04))
+    ax.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def seed_band(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The 95 % interval of the mean over seeds at each step, inside [0, 1]: columns low and high."""
+    intervals = runs.groupby("step")[name].apply(lambda values: seed_interval(values)[1:])
+    return pd.DataFrame(intervals.tolist(), index=intervals.index, columns=["low", "high"]).clip(0, 1)
+
+
 def tokens_by_format(rows: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     """Mean tokens of each format, a group of bars per tier; each bar carries its number."""
     figure, ax = _canvas(ax)
@@ -185,3 +281,46 @@ def _canvas(ax: Axes | None) -> tuple[Figure, Axes]:
     if ax is None:
         return plt.subplots()
     return ax.figure, ax
+
+
+def quantisation(weight: torch.Tensor, restored: torch.Tensor, levels: torch.Tensor) -> Figure:
+    """Two panels: weights (out, in) over the largest of their block of 64, with the levels; their errors."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    blocks = weight.reshape(-1, 64)
+    left.hist((blocks / blocks.abs().amax(1, keepdim=True)).flatten().numpy(), bins=120, color="0.7")
+    for level in levels.tolist():
+        left.axvline(level, color=_PALETTE[0], lw=0.8)
+    left.set(xlabel="weight / largest of its block", ylabel="number of weights", xticks=(-1, -0.5, 0, 0.5, 1))
+    bins = torch.linspace(weight.min(), weight.max(), 100).numpy()
+    right.hist(weight.flatten().numpy(), bins=bins, color="0.8", label="weight")
+    error = (restored - weight).flatten().numpy()
+    right.hist(error, bins=bins, color=_PALETTE[1], histtype="step", lw=1.5, label="error of NF4")
+    right.set(xlabel="value", ylabel="number of weights (log scale)", yscale="log")
+    right.legend(frameon=False)
+    return figure
+
+
+def memory_bars(plan: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """Memory to train (`gb`): a group of bars per `size`, a bar per `method`; lines mark common cards."""
+    figure, ax = _canvas(ax)
+    sns.barplot(plan, x="size", y="gb", hue="method", ax=ax)
+    for card in (8, 24, 80):
+        ax.axhline(card, color="0.3", lw=0.8, ls="--")
+        ax.text(-0.48, card * 1.06, f"{card} GB card", fontsize=8, color="0.3")
+    ax.set(yscale="log", xlabel="parameters of the base", ylabel="memory to train (GB, log scale)")
+    ax.legend(title=None, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def format_losses(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """Training loss of each format by step, from the columns `loss_<format>` of a run's metrics."""
+    figure, ax = _canvas(ax)
+    for format in ReasoningFormat:
+        if (column := f"loss_{format}") in metrics:
+            rows = metrics.dropna(subset=column)
+            ax.plot(
+                rows["step"], rows[column], color=COLOURS[format], marker=MARKERS[format], label=NAMES[format]
+            )
+    ax.set(yscale="log", xlabel="step", ylabel="loss (nats per token, log scale)")
+    ax.legend(frameon=False)
+    return figure

@@ -23,10 +23,11 @@ from typing import Any
 from datasets import Dataset
 
 from lib.data import Example
+from lib.dial import Question, gold_response, sample_questions
 from lib.formats import ReasoningFormat, parse_response
 from lib.runs import sha256, write_atomically, write_json
 from lib.sandbox import run_python, split_simulated_output
-from lib.teachers import Teacher
+from lib.teachers import Teacher, dial_example
 from lib.verify import is_correct
 
 CODE_SECONDS = 5.0
@@ -207,6 +208,30 @@ def build_sft_set(
     rng.shuffle(rows)
     settings = {"seed": seed, "sft_share": sft_share, "balance": balance}
     return SFTSet(rows, drops, _card(settings, given, chosen, formats, rows, drops))
+
+
+def dial_rows(questions: Iterable[Question], *, seed: int, sft_share: float = 1.0) -> list[dict[str, str]]:
+    """The gold responses of dial questions in all formats, shuffled: exact, so they need no check.
+
+    Questions that `stage` keeps for RL are left out.
+    """
+    rows = []
+    for question in questions:
+        example = dial_example(question)
+        if stage(example.key, sft_share) == "sft":
+            rows += [_row(example, format, gold_response(question, format)) for format in ReasoningFormat]
+    random.Random(f"sft|{seed}").shuffle(rows)
+    return rows
+
+
+def rl_questions(
+    count: int, *, seed: int, sft_share: float, depths: Sequence[int] | None = None
+) -> list[Question]:
+    """Dial questions for RL, balanced over tiers or taken from `depths`: none that `stage` gives to SFT."""
+    drawn = sample_questions(math.ceil(2 * count / (1 - sft_share)), seed=seed, depths=depths)
+    wanted = [q for q in drawn if stage(dial_example(q).key, sft_share) == "rl"]
+    tiers = [[q for q in wanted if q.tier == tier] for tier in dict.fromkeys(q.tier for q in wanted)]
+    return [question for row in zip(*tiers, strict=False) for question in row][:count]
 
 
 def _choose(

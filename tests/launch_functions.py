@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,160 @@ def leave(config: dict[str, Any]) -> dict[str, Any]:
 
 
 not_a_function = 3
+
+
+def one_group_step(config: dict[str, Any]) -> dict[str, Any]:
+    """A step of Ada-GRPO on three groups of eight set responses, shared by the processes."""
+    from lib.ada_grpo import AdaGRPOConfig, AdaGRPOTrainer, question_rows, training_arguments
+    from lib.dial import gold_response, sample_questions
+    from lib.formats import ReasoningFormat
+    from lib.models import load_policy
+    from lib.rewards import accuracy_reward
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    questions = {q.prompt: q for q in sample_questions(3, seed=0, depths=[1, 2, 7])}
+    settings = AdaGRPOConfig.cpu(
+        config["base"], batches=1, prompts=3, micro_batch_size=24 // processes, **config.get("changes", {})
+    )
+    direct, short, code, long = ReasoningFormat
+    formats = [long, long, long, short, short, code, long, direct]  # the last two are made wrong
+    kept = {}
+
+    def speak(prompts: list[str], trainer: AdaGRPOTrainer) -> dict[str, Any]:
+        tokenizer, first = trainer.processing_class, trainer.accelerator.process_index * len(prompts)
+        texts = []
+        for place, prompt in enumerate(prompts, start=first):
+            question, format = questions[prompt], formats[place % 8]
+            text = gold_response(question, format)
+            wrong = str((int(question.answer) + 1) % 10)
+            texts.append(text.replace(f"\n{question.answer}\n", f"\n{wrong}\n") if place % 8 > 5 else text)
+        return {
+            "prompt_ids": tokenizer(prompts).input_ids,
+            "completion_ids": [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts).input_ids],
+            "logprobs": None,
+        }
+
+    class Keeper(AdaGRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            batch = super()._generate_and_score_completions(inputs)
+            kept["local"] = len(batch["advantages"])
+            kept["advantages"] = self.accelerator.gather(batch["advantages"]).tolist()
+            return batch
+
+    model, tokenizer = load_policy(config["base"])
+    trainer = Keeper(
+        model=model,
+        reward_funcs=accuracy_reward(),
+        args=training_arguments(settings, Path(config["folder"], str(processes))),
+        train_dataset=question_rows(list(questions.values())),
+        processing_class=tokenizer,
+        rollout_func=speak,
+        group_mean=settings.normaliser == "group",
+        kl=settings.kl,
+    )
+    trainer.train()
+    logs = trainer.state.log_history[0]
+    names = [name for name in logs if "format/" in name or name.endswith(("accuracy", "tokens/mean"))]
+    return kept | {
+        "processes": processes,
+        "metrics": {name: logs[name] for name in [*names, "reward", "reward_std", "entropy"]},
+        "gradient": logs["grad_norm"],
+    }
+
+
+def three_steps(config: dict[str, Any]) -> dict[str, Any]:
+    """Three steps by each method on a random Qwen2.5 in NF4 with LoRA, and KL to the frozen start."""
+    return {method: _three_steps(method, Path(config["folder"], method)) for method in ("ada_grpo", "grpo")}
+
+
+def _three_steps(method: str, folder: Path) -> dict[str, Any]:
+    from lib.ada_grpo import AdaGRPOConfig, make_trainer, question_rows
+    from lib.dial import sample_questions
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    settings = AdaGRPOConfig.cpu(
+        "random-qwen2",
+        algorithm=method,
+        method="qlora",
+        batches=3,
+        prompts=2,
+        num_generations=4,
+        micro_batch_size=8 // processes,
+        max_completion_length=12,
+        learning_rate=1e-2,
+        beta=0.05,
+    )
+    trainer = make_trainer(settings, question_rows(sample_questions(6, seed=0)), folder)
+    # No answer of a random model is right: reward what can differ.
+    trainer.reward_funcs = [lambda completion_ids, **others: [float(ids[0] % 2) for ids in completion_ids]]
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    changed = [
+        name
+        for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+        if not torch.equal(p.detach(), before[name])
+    ]
+    logs = trainer.state.log_history[:3]
+    return {
+        "changed": changed,
+        "kl": [row["kl"] for row in logs],
+        "gradients": [row["grad_norm"] for row in logs],
+        "quantised": trainer.accelerator.unwrap_model(trainer.model).is_loaded_in_4bit,
+        "processes": processes,
+    }
+
+
+def adaptthink_step(config: dict[str, Any]) -> dict[str, Any]:
+    """One step of gradient descent with AdaptThink on greedy responses; gives some weights and metrics."""
+    from lib import adaptthink
+    from lib.runs import Run
+
+    settings = adaptthink.AdaptThinkConfig.cpu(config["base"])
+    settings = replace(
+        settings,
+        batch_size=16,
+        micro_batch_size=16 // int(os.environ.get("WORLD_SIZE", "1")),
+        max_steps=1,
+        max_thinking_tokens=20,
+        max_nothinking_tokens=6,
+        learning_rate=1.0,
+    )
+    run = Run(Path(config["folder"]), {})
+    refused = ""
+    if settings.micro_batch_size == 8:
+        try:
+            split = replace(settings, batch_size=12, micro_batch_size=6)
+            adaptthink.make_trainer(split, config["rows"], config["rows"][:4], run)
+        except ValueError as error:
+            refused = str(error)
+    trainer = adaptthink.make_trainer(settings, config["rows"], config["rows"][:4], run)
+    trainer.args.optim = "sgd"
+    trainer.generation_config.top_k = 1
+    weights = trainer.model.model.layers[0].self_attn.q_proj.weight
+    before = weights.detach().clone()
+    trainer.train()
+    logged = next(row for row in trainer.state.log_history if "loss" in row)
+    metrics = {name: value for name, value in logged.items() if isinstance(value, float)}
+    moved = (weights.detach() - before).abs().max().item()
+    weights = weights.detach().flatten()[:200].tolist()
+    return {"weights": weights, "moved": moved, "metrics": metrics, "refused": refused}
+
+
+def adaptthink_nf4(config: dict[str, Any]) -> dict[str, Any]:
+    """Three steps of AdaptThink with LoRA on an NF4 base."""
+    from lib import adaptthink
+    from lib.runs import Run
+
+    settings = replace(
+        adaptthink.AdaptThinkConfig.cpu(config["base"]),
+        quantised=True,
+        lora_rank=4,
+        batch_size=8,
+        micro_batch_size=4,
+        max_steps=3,
+        max_thinking_tokens=12,
+        max_nothinking_tokens=6,
+    )
+    run = Run(Path(config["folder"]), {})
+    _, _, facts = adaptthink.train_adaptthink(settings, config["rows"], config["rows"][:2], run)
+    return facts

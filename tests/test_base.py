@@ -1,4 +1,4 @@
-"""What the shipped base model must be able to do, measured on questions it never saw."""
+"""What the shipped base and SFT models must be able to do, measured on questions they never saw."""
 
 import pandas as pd
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from lib import dial, evaluation
 from lib.dial import sample_questions
 from lib.formats import ReasoningFormat
-from lib.inference import decision_states, generate
+from lib.inference import answer, decision_states, generate
 from lib.models import CHECKPOINTS, load_policy
 from lib.runs import check_provenance
 
@@ -51,7 +51,7 @@ def test_the_base_does_not_know_the_tags(base):
 
 
 def test_the_base_has_met_every_tag_as_a_word(base):
-    """It can repeat a tag, so its embedding is trained: SFT without new embeddings depends on that."""
+    """It can repeat a tag, so the embeddings of the tags are trained, and differ."""
     tags = [f"<{format.tag}>" for format in ReasoningFormat]
     prompts = [dial.PROMPT.format(question=f"Say +4 {tag}\n dial") for tag in tags]
     responses = generate(*base, prompts, max_new_tokens=8)
@@ -73,3 +73,35 @@ def test_its_provenance_is_complete():
     } <= set(record)
     assert record["commit"] and record["steps"] == record["config"]["steps"] and not record["resumed"]
     assert not record["uncommitted_changes"]
+
+
+@pytest.fixture(scope="module")
+def sft():
+    return load_policy("dial-sft")
+
+
+def test_sft_uses_every_format_on_every_tier(sft):
+    questions = sample_questions(1500, seed=101, split="test")
+    answers = answer(sft, questions, temperature=1.0, seed=101)
+    tiers = [question.tier for question in questions]
+    assert evaluation.valid_share(answers)[0] >= 0.99
+    shares = evaluation.format_shares(answers, tiers)[list(ReasoningFormat)]
+    assert shares.min().min() >= 0.15 and shares.max().max() <= 0.40
+    states = decision_states(*sft, [question.prompt for question in questions])
+    assert evaluation.probe_accuracy(states, tiers) >= 0.9
+
+
+def test_sft_keeps_the_staircase(sft):
+    questions = sample_questions(1200, seed=102, split="test", depths=range(1, 13), distinct=True)
+    rows = evaluation.evaluate_formats(*sft, questions)
+    accuracy = rows.groupby(["depth", "format"])["correct"].mean().unstack()
+    assert accuracy.loc[1:2, D].min() >= 0.95 and accuracy.loc[4:, D].max() <= 0.40
+    assert accuracy.loc[1:6, S].min() >= 0.95 and accuracy.loc[8:, S].max() <= 0.40
+    assert accuracy.loc[1:8, C].min() >= 0.95 and accuracy.loc[11:, C].max() <= 0.50
+    assert accuracy.loc[:, L].min() >= 0.94 and accuracy.loc[:, L].mean() >= 0.97
+
+
+def test_sft_comes_from_a_committed_recipe():
+    record = check_provenance(CHECKPOINTS / "dial-sft")
+    assert record["commit"] and not record["uncommitted_changes"] and not record["resumed"]
+    assert record["config"]["method"] == "qlora" and record["config"]["base"] == "dial-base"

@@ -133,3 +133,30 @@ def test_decision_states_do_not_depend_on_padding(model, tokenizer):
     alone = torch.cat([decision_states(model, tokenizer, [p]) for p in prompts])
     assert together.shape == (5, model.config.hidden_size)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_seed_interval_is_students():
+    # mean 3, sample deviation sqrt(2.5), t(0.975, 4) = 2.7764
+    half = 2.7764 * math.sqrt(2.5) / math.sqrt(5)
+    assert evaluation.seed_interval([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - half, 3 + half), abs=1e-3)
+    assert math.isnan(evaluation.seed_interval([1])[1])
+
+
+def test_policy_rows_and_their_summary():
+    easy, hard = sample_questions(1, seed=0, depths=[1])[0], sample_questions(1, seed=0, depths=[9])[0]
+    answers = [
+        Answer(easy.answer, ReasoningFormat.DIRECT, "", 4, False),
+        Answer("x", ReasoningFormat.CODE, "", 20, False),
+        Answer(None, ReasoningFormat.LONG_COT, "", 60, True),
+    ]
+    rows = evaluation.policy_rows(answers, [easy, hard, hard])
+    assert rows["format"].tolist() == ["direct", "code", "invalid"]
+    assert rows["correct"].tolist() == [True, False, False]
+    found = evaluation.policy_summary(rows)
+    assert found["accuracy"] == pytest.approx(1 / 3) and found["mean_tokens"] == 28
+    assert found["tiers"]["hard"]["format_share"]["code"] == 0.5
+    assert found["tiers"]["easy"] == {
+        "accuracy": 1.0,
+        "mean_tokens": 4.0,
+        "format_share": {"direct": 1.0, "short_cot": 0.0, "code": 0.0, "long_cot": 0.0, "invalid": 0.0},
+    }

@@ -3,9 +3,10 @@ import torch
 
 from lib import inference
 from lib.dial import dial_tokenizer, gold_response, sample_questions, token_cost
-from lib.formats import ReasoningFormat
-from lib.inference import Response, answer
+from lib.formats import ReasoningFormat, render_response
+from lib.inference import Response, answer, close_response, consensus, majority_vote
 from lib.models import new_dial_model
+from lib.verify import is_correct
 
 D, S, C, L = ReasoningFormat
 
@@ -126,6 +127,131 @@ def test_sampling_is_seeded(policy):
     assert one == same != other
 
 
+# ---- several responses ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("short", "expected"),
+    [
+        (("3", "3", "3"), ("3", False)),
+        (("3", "3", "4"), ("8", True)),  # two of three are not enough
+        (("3", None, "3"), ("8", True)),  # what cannot be read agrees with nothing
+        ((None, None, None), ("8", True)),
+        (("3", "3.0", "3"), ("8", True)),
+    ],
+)
+def test_consensus(short, expected):
+    assert consensus(*short, "8") == expected
+
+
+def test_consensus_may_be_wrong_unreadable_or_mathematical():
+    assert consensus("3", "4", "5", None) == (None, True)
+    assert consensus("3", "3.0", "3", "8", equal=is_correct) == ("3", False)
+
+
+def test_a_majority_is_what_most_others_equal():
+    assert majority_vote(["1", "2", "2", None, None, None]) == "2"
+    assert majority_vote(["1", "2", "2", "1"]) == "1"  # the first wins a tie
+    assert majority_vote(["2", "0.5", "1/2"], equal=is_correct) == "0.5"
+    assert majority_vote([None, None]) is None
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """Responses from a table: question and prefix -> responses in turn, with 10 tokens each."""
+
+    def use(rows):
+        calls = []
+
+        def generate(model, tokenizer, prompts, *, prefix="", **options):
+            calls.append((prefix, len(prompts)))
+            turns = {}
+            for prompt in prompts:
+                turns.setdefault(prompt, []).append(
+                    rows[prompt.split()[1], prefix][len(turns.get(prompt, []))]
+                )
+            return [Response(turns[prompt].pop(0), 10, False) for prompt in prompts]
+
+        monkeypatch.setattr(inference, "generate", generate)
+        return calls
+
+    return use
+
+
+def tagged(format, answer):
+    return render_response(format, "" if format is D else "Jot 1", answer)
+
+
+def test_consensus_asks_long_cot_only_where_it_must_and_sums_the_tokens(table):
+    short = {"a?": "333", "b?": "334", "c?": "33x"}
+    rows = {
+        (q, f.prefix): [tagged(f, x) if x != "x" else "<CODE>\n"]
+        for q, answers in short.items()
+        for f, x in zip((D, S, C), answers, strict=True)
+    }
+    rows |= {("b?", L.prefix): [tagged(L, "7")], ("c?", L.prefix): [tagged(L, "8")]}
+    calls = table(rows)
+    found = answer((None, None), ["a?", "b?", "c?"], "consensus")
+    assert [(a.answer, a.num_tokens, a.agreed, a.format) for a in found] == [
+        ("3", 30, True, D),
+        ("7", 40, False, L),
+        ("8", 40, False, L),
+    ]
+    assert calls == [(D.prefix, 3), (S.prefix, 3), (C.prefix, 3), (L.prefix, 2)]
+
+
+def test_a_vote_over_samples(table):
+    rows = {("a?", ""): [tagged(D, "1"), tagged(L, "2"), tagged(S, "2")], ("b?", ""): [tagged(C, "5")] * 3}
+    table(rows)
+    first, second = answer((None, None), ["a?", "b?"], "majority", samples=3, temperature=0.7)
+    assert (first.answer, first.format, first.num_tokens, first.agreed) == ("2", L, 30, False)
+    assert (second.answer, second.num_tokens, second.agreed) == ("5", 30, True)
+
+
+# ---- a budget ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<LONG_COT>\nOkay, 3 +4 = 7\n7", "<LONG_COT>\nOkay, 3 +4 = 7\n7\n</LONG_COT>\n<ANSWER>\n"),
+        ("<COT>\nJot 3\n</COT>", "<COT>\nJot 3\n</COT>\n<ANSWER>\n"),
+        ("<COT>\nJot 3\n</COT>\n<ANSWER>\n", "<COT>\nJot 3\n</COT>\n<ANSWER>\n"),
+        ("<ANSWER>\n4", "<ANSWER>\n4"),
+        ("So", "So"),
+    ],
+)
+def test_how_a_response_is_closed(text, expected):
+    assert close_response(text) == expected
+
+
+def test_the_answer_is_forced_after_the_budget(policy, monkeypatch):
+    """Cut after 9 tokens, a long response is closed; what was written already is not written again."""
+    model, tokenizer = policy
+    [question] = sample_questions(1, seed=0, depths=[8])
+    gold = tokenizer(gold_response(question, L)).input_ids
+    closing = tokenizer("\n</LONG_COT>\n<ANSWER>\n").input_ids
+    end = [*tokenizer(f"{question.answer}\n</ANSWER>").input_ids, tokenizer.eos_token_id]
+    prompt = tokenizer(question.prompt).input_ids
+    continuations = {tuple(prompt): gold[:9], tuple(prompt + gold[:9] + closing): end}
+
+    def generate(*, input_ids, max_new_tokens, **options):
+        written = continuations[tuple(input_ids[0].tolist())]
+        assert len(written) <= max_new_tokens
+        return torch.cat([input_ids, torch.tensor([written])], 1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    [found] = answer(policy, [question], budget=9)
+    assert found.answer == question.answer and found.format is L and not found.is_truncated
+    assert found.num_tokens == 9 + len(closing) + len(end)
+
+
+def test_a_budget_that_is_not_reached_changes_nothing(table):
+    table({("a?", ""): [tagged(D, "1")]})
+    [found] = answer((None, None), ["a?"], budget=50)
+    assert found.answer == "1" and found.num_tokens == 10
+
+
 def test_what_cannot_be_asked(policy):
     with pytest.raises(
         ValueError, match="unknown mode 'fast'; there are adaptive, direct, short_cot, code, long"
@@ -133,4 +259,8 @@ def test_what_cannot_be_asked(policy):
         answer(policy, ["Why?"], "fast")
     with pytest.raises(TypeError, match="questions must be a list"):
         answer(policy, "Why?")
+    with pytest.raises(ValueError, match="greedy votes are equal"):
+        answer(policy, ["Why?"], "majority")
+    with pytest.raises(ValueError, match="budget must be 1 token or more"):
+        answer(policy, ["Why?"], budget=0)
     assert answer(policy, []) == []

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes import matmul_4bit
+from bitsandbytes.functional import dequantize_4bit, get_4bit_type, quantize_4bit
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -21,6 +23,7 @@ from transformers import (
     set_seed,
 )
 
+from lib import launch
 from lib.dial import PROMPT, dial_tokenizer, gold_response, sample_questions
 from lib.formats import ReasoningFormat, render_response
 from lib.models import (
@@ -31,6 +34,7 @@ from lib.models import (
     merge_damage,
     new_dial_model,
     save_policy,
+    start_embeddings,
     trained_parameters,
     training_memory,
 )
@@ -45,6 +49,7 @@ from lib.sft import (
     loss_weights,
     make_trainer,
     masking_faults,
+    read_rows,
     train_sft,
 )
 
@@ -206,7 +211,7 @@ def test_packing_and_micro_batches_do_not_change_the_loss(config, weighting):
 
 def test_the_loss_of_each_format_is_the_mean_over_its_tokens(config, base):
     run = start_run("a", "cpu", {})
-    train_sft(replace(config, method="full"), ROWS[:16], VALIDATION, run, stop_at=1)
+    train_sft(replace(config, method="full", new_tokens={}), ROWS[:16], VALIDATION, run, stop_at=1)
     logged = run.metrics()[0]
     model, tokenizer = load_policy(base)
     totals = {format: [0.0, 0] for format in ReasoningFormat}
@@ -275,8 +280,26 @@ def test_every_method_lowers_the_loss_and_is_silent(config, method, capfd):
     share = facts["trained_parameters"] / model.num_parameters()
     assert share == 1 if method == "full" else share < 0.35
     assert capfd.readouterr() == ("", "")
-    frozen = [p for name, p in model.named_parameters() if "lora_" not in name]
+    frozen = [p for name, p in model.named_parameters() if "lora_" not in name and "embed" not in name]
     assert all(p.requires_grad == (method == "full") for p in frozen)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight, "still tied"
+
+
+def test_new_tokens_start_from_known_ones_and_are_trained(config, base):
+    tokenizer = dial_tokenizer()
+    vocabulary = tokenizer.get_vocab()
+    new, known = vocabulary["<ANSWER>\n"], vocabulary["shows"]
+    original, _ = load_policy(base)
+    original = original.get_input_embeddings().weight
+    trainer = make_trainer(config, ROWS, VALIDATION, start_run("a", "cpu", {}))
+    rows = trainer.model.get_input_embeddings().weight
+    assert torch.equal(rows[new], rows[known]) and not torch.equal(original[new], original[known])
+    torch.testing.assert_close(rows[known], original[known], rtol=0.01, atol=0.001)  # TRL rounds to bfloat16
+    trainer.train()
+    rows = trainer.model.get_input_embeddings().weight
+    assert not torch.equal(rows[new], rows[known]) and not torch.equal(rows[known], original[known])
+    with pytest.raises(ValueError, match="new_tokens names '<TALK>'"):
+        start_embeddings(load_policy(base)[0], tokenizer, {"<TALK>": "shows"})
 
 
 def test_nf4_takes_less_memory_and_leaves_the_output_layer_alone(base):
@@ -405,7 +428,7 @@ def test_a_killed_training_resumes_with_the_same_next_loss(config, tmp_path):
     assert [row["step"] for row in run.metrics()] == [row["step"] for row in straight.metrics()]
     weights = actual.state_dict()
     for name, value in expected.state_dict().items():
-        if "lora_" in name:
+        if "lora_" in name or "embed" in name:
             torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-4)
 
 
@@ -421,6 +444,9 @@ def test_an_interrupt_saves_and_the_same_call_goes_on(config):
     with pytest.raises(KeyboardInterrupt, match="saved at step 7"):
         train_sft(config, ROWS, VALIDATION, run, say=interrupt)
     train_sft(config, ROWS, VALIDATION, run)
+    assert losses(run) == pytest.approx(losses(straight), abs=1e-5)
+    _, _, facts = train_sft(config, ROWS, VALIDATION, run)
+    assert facts["steps"] == config.max_steps and not facts["resumed"], "a finished run starts anew"
     assert losses(run) == pytest.approx(losses(straight), abs=1e-5)
 
 
@@ -497,3 +523,62 @@ def test_a_real_architecture_learns_real_questions_under_qlora(tmp_path, precisi
     merged = merge_adapter(config.base, run.checkpoint / "result", quantised=True, dtype=config.dtype)
     damage = merge_damage(model, merged, ids)
     assert damage["logit_max"] < (1e-4 if precision == "float32" else 0.1)
+
+
+# ---- several processes -------------------------------------------------------------------------
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_a_bad_line_of_the_rows_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [ROWS[0], {"prompt": "Human: 1\nAssistant:", "completion": ""}])
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2: 'completion' must be text"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("weighting", ["token", "response"])
+def test_two_processes_take_the_steps_of_one(config, tmp_path, weighting, monkeypatch):
+    """The same batches, shared out: the sums over tokens and responses are those of one process."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    config = replace(
+        config, max_steps=4, save_every=2, micro_batch_size=4, weighting=weighting, learning_rate=1e-2
+    )
+    given = {
+        "sft": vars(config),
+        "rows": write_rows(tmp_path / "rows.jsonl", ROWS),
+        "validation_rows": write_rows(tmp_path / "validation.jsonl", VALIDATION),
+    }
+    curves = []
+    for processes in (1, 2):
+        run = start_run(f"by_{processes}", "cpu", {})
+        facts = launch.run("lib.sft:train", given | {"folder": str(run.folder)}, num_processes=processes)
+        assert facts["processes"] == processes and facts["steps"] == 4
+        rows = run.metrics()
+        curves.append([(row["step"], row.get("loss", row.get("eval_loss"))) for row in rows])
+        PeftModel.from_pretrained(load_policy(config.base)[0], run.checkpoint / "result")
+    assert [step for step, _ in curves[0]] == [step for step, _ in curves[1]]
+    assert [loss for _, loss in curves[0]] == pytest.approx([loss for _, loss in curves[1]], abs=2e-3)
+
+
+@pytest.mark.parametrize("width", [96, 64, 160])
+def test_nf4_is_what_the_equations_say_at_any_width(width):
+    """bitsandbytes 0.50 alone is wrong on the CPU where the width is no multiple of 64."""
+    load_policy("random-qwen2", quantised=True)  # mends it
+    levels = get_4bit_type("nf4", device="cpu")
+    weight = torch.randn(20, width, generator=torch.manual_seed(0))
+    blocks = weight.reshape(-1, 64)
+    scales = blocks.abs().amax(1, keepdim=True)
+    expected = (levels[(blocks[:, :, None] / scales[:, :, None] - levels).abs().argmin(2)] * scales).view_as(
+        weight
+    )
+    packed, state = quantize_4bit(weight, quant_type="nf4", blocksize=64)
+    torch.testing.assert_close(dequantize_4bit(packed, state), expected)
+    x = torch.randn(3, width, requires_grad=True)
+    outputs = matmul_4bit(x, packed, state)
+    torch.testing.assert_close(outputs, x @ expected.T)
+    outputs.sum().backward()
+    torch.testing.assert_close(x.grad, expected.sum(0).expand(3, -1))

@@ -20,7 +20,7 @@ from lib.data import read_rows
 from lib.dial import Question, gold_response, sample_questions
 from lib.formats import ReasoningFormat, parse_response, render_response
 from lib.llms import ChatServer
-from lib.sft_data import build_sft_set, card_markdown, check_response, stage
+from lib.sft_data import build_sft_set, card_markdown, check_response, rl_questions, stage
 from lib.teachers import Reply, chat_teacher, dataset_teacher, dial_example, dial_teacher, teacher_prompt
 
 DIRECT, SHORT, CODE, LONG = ReasoningFormat
@@ -218,6 +218,15 @@ def test_stages_never_change_and_never_overlap():
     assert {stage(key, 1.0) for key in keys} == {"sft"} and {stage(key, 0.0) for key in keys} == {"rl"}
     many = [stage(str(number), 0.3) for number in range(4000)]
     assert 0.27 < many.count("sft") / 4000 < 0.33
+
+
+def test_questions_for_rl_are_balanced_and_never_those_of_sft():
+    found = rl_questions(90, seed=0, sft_share=0.7)
+    assert {q.tier for q in found[:3]} == {"easy", "medium", "hard"} and len(found) == 90
+    assert {sum(q.tier == tier for q in found) for tier in ("easy", "medium", "hard")} == {30}
+    assert all(stage(dial_example(q).key, 0.7) == "rl" for q in found)
+    hard = rl_questions(12, seed=0, sft_share=0.7, depths=[9, 12])
+    assert {q.depth for q in hard} == {9, 12} and len(hard) == 12
 
 
 def test_balance_prefers_questions_that_are_right_in_every_format():
