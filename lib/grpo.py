@@ -1,0 +1,130 @@
+"""GRPO as pure formulas: advantages, log-probs, the clipped loss, KL estimators and masked means.
+
+Shapes: B prompts with G samples each, N = B * G responses of T tokens. `mask` (N, T) is 1 on the tokens of a
+response and 0 on padding. TRL's GRPOTrainer computes the same; tests hold both together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+KL = Literal["k1", "k2", "k3", "k3_clamped"]
+Mean = Literal["token", "sequence", "group"]
+KL_LIMIT = 10.0  # of the clamped estimator, as in verl, on which ARM's code stands
+
+
+def group_relative_advantages(
+    rewards: torch.Tensor, *, scale: Literal["group", "none"] = "group", eps: float = 1e-6
+) -> torch.Tensor:
+    """How much better each response is than its group: (B, G) -> (B, G) (ARM, equation 5).
+
+    "group" divides by the sample standard deviation (n - 1) plus `eps`: 1e-6 in ARM's code, 1e-4 in TRL.
+    "none" only subtracts the mean. A group of equal rewards has advantages of zero.
+    """
+    if rewards.dim() != 2 or rewards.size(1) < 2:
+        raise ValueError(
+            f"rewards must have the shape (B, G) with G of 2 or more, got {tuple(rewards.shape)}"
+        )
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    if scale == "none":
+        return centred
+    if scale != "group":
+        raise ValueError(f"scale must be group or none, got {scale!r}")
+    return centred / (rewards.std(dim=1, correction=1, keepdim=True) + eps)
+
+
+def per_token_log_probs(
+    logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0
+) -> torch.Tensor:
+    """Log-probability of each token under the logits at its own place: (N, T, V), (N, T) -> (N, T).
+
+    The logits that predict token k stand one place before it; shift them before the call.
+    """
+    log_probs = torch.log_softmax(logits / temperature, dim=-1)
+    return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def clipped_loss(
+    log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, *, epsilon: float = 0.2
+) -> torch.Tensor:
+    """Minus the clipped objective of each token: (N, T), (N, T), (N,) -> (N, T) (ARM, equation 6)."""
+    ratio = torch.exp(log_probs - old_log_probs)
+    advantages = advantages.unsqueeze(1)
+    return -torch.min(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
+
+
+def clip_share(
+    log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    epsilon: float = 0.2,
+) -> torch.Tensor:
+    """The share of tokens whose gradient the clip takes away; a scalar."""
+    ratio = torch.exp(log_probs - old_log_probs)
+    advantages = advantages.unsqueeze(1)
+    clipped = ((ratio > 1 + epsilon) & (advantages > 0)) | ((ratio < 1 - epsilon) & (advantages < 0))
+    return masked_mean(clipped.float(), mask)
+
+
+def kl_estimate(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, kind: KL = "k3") -> torch.Tensor:
+    """An estimate of KL(policy || reference) at each sampled token: (N, T), (N, T) -> (N, T).
+
+    With d = reference - policy: k1 = -d is unbiased and noisy; k2 = d^2 / 2 is biased and never negative;
+    k3 = exp(d) - d - 1 is unbiased and never negative. "k3_clamped" cuts k3 at 10, as ARM's code does.
+    """
+    difference = ref_log_probs - log_probs
+    match kind:
+        case "k1":
+            return -difference
+        case "k2":
+            return difference**2 / 2
+        case "k3" | "k3_clamped":
+            estimate = torch.exp(difference) - difference - 1
+            return estimate.clamp(-KL_LIMIT, KL_LIMIT) if kind == "k3_clamped" else estimate
+    raise ValueError(f"kind must be k1, k2, k3 or k3_clamped, got {kind!r}")
+
+
+def masked_mean(
+    values: torch.Tensor, mask: torch.Tensor, level: Mean = "token", *, group_size: int = 1
+) -> torch.Tensor:
+    """The mean over real tokens, as a scalar: (N, T), (N, T) -> ().
+
+    "token" weighs all tokens of the batch the same. "sequence" takes the mean of each response first, "group"
+    that of all tokens of a prompt's `group_size` responses (ARM, equation 6), then the mean of those.
+    """
+    if level not in ("token", "sequence", "group"):
+        raise ValueError(f"level must be token, sequence or group, got {level!r}")
+    if level == "token":
+        return (values * mask).sum() / mask.sum().clamp(min=1)
+    size = group_size if level == "group" else 1
+    if len(values) % size:
+        raise ValueError(f"{len(values)} responses are no whole groups of group_size {size}")
+    sums = (values * mask).sum(1).view(-1, size).sum(1)
+    counts = mask.sum(1).view(-1, size).sum(1)
+    return (sums / counts.clamp(min=1)).mean()
+
+
+def grpo_loss(
+    log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    ref_log_probs: torch.Tensor | None = None,
+    epsilon: float = 0.2,
+    beta: float = 0.0,
+    kl: KL = "k3",
+    level: Mean = "token",
+    group_size: int = 1,
+) -> torch.Tensor:
+    """The loss of a batch, a scalar (ARM, equation 6): the clipped term plus `beta` times the KL term."""
+    losses = clipped_loss(log_probs, old_log_probs, advantages, epsilon=epsilon)
+    if beta:
+        if ref_log_probs is None:
+            raise ValueError("beta is not 0, so ref_log_probs are needed")
+        losses = losses + beta * kl_estimate(log_probs, ref_log_probs, kl)
+    return masked_mean(losses, mask, level, group_size=group_size)

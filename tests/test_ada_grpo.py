@@ -1,0 +1,413 @@
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+import trl
+
+from lib import launch
+from lib.ada_grpo import (
+    AdaGRPOConfig,
+    AdaGRPOTrainer,
+    diversity_scale,
+    format_counts,
+    make_trainer,
+    question_rows,
+    scale_rewards,
+    train_ada_grpo,
+    training_arguments,
+)
+from lib.dial import dial_tokenizer, gold_response, sample_questions
+from lib.formats import ReasoningFormat
+from lib.grpo import group_relative_advantages, grpo_loss, per_token_log_probs
+from lib.models import load_policy, new_dial_model, save_policy
+from lib.rewards import accuracy_reward
+from lib.runs import start_run
+
+D, S, C, L = ReasoningFormat
+LETTERS = {"D": D, "K": S, "C": C, "L": L, "?": None}
+T = 171
+
+
+def advantages(letters, rewards, step, **options):
+    """Ada-GRPO's advantages of one group in double precision, written as in papers: LLLLLCCD, 11110101."""
+    rewards = torch.tensor([[float(r) for r in rewards]], dtype=torch.double)
+    scaled = scale_rewards(rewards, [[LETTERS[x] for x in letters]], step, T, **options)
+    return group_relative_advantages(scaled, eps=1e-6)[0].tolist()
+
+
+# ---- golden vectors, from the released function ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [8.0, 6.25, 4.4678, 1.0]),
+        (2, [4.0, 3.25, 2.4862, 1.0]),
+        (4, [2.0, 1.75, 1.4954, 1.0]),
+        (8, [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_the_scale(count, expected):
+    counts = torch.tensor([[count]])
+    found = [diversity_scale(counts, 8, step, T).item() for step in (0, 57, 86, T)]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert {diversity_scale(counts, 8, step, T, decay=False).item() for step in (0, 57, T)} == {8 / count}
+
+
+@pytest.mark.parametrize(
+    ("letters", "rewards", "step", "expected", "tolerance"),
+    [
+        ("LLLLLCCD", "11110101", 0, [*[-0.2675] * 4, -0.8791, 0.6497, -0.8791, 2.1785], 1e-4),
+        ("LLLLLCCD", "11110101", 86, [*[-0.1536] * 4, -1.0567, 0.6741, -1.0567, 2.0537], 1e-4),
+        ("LLLLLCCD", "11110101", 170, [*[0.5398] * 4, -1.6202, 0.5402, -1.6202, 0.5410], 1e-4),
+        ("LLLLLCCD", "11110101", 171, [*[0.5401] * 4, -1.6202, 0.5401, -1.6202, 0.5401], 1e-4),
+        ("LLLLKKCD", "11111111", 0, [*[-0.7638] * 4, 0, 0, 1.5275, 1.5275], 1e-4),
+        ("LLLLKKCD", "11111111", 86, [*[-0.7638] * 4, 0, 0, 1.5275, 1.5275], 1e-4),
+        ("LLLLKKCD", "11111111", 170, [*[-0.7603] * 4, 0, 0, 1.5206, 1.5206], 1e-4),
+        ("LLLLKKCD", "11111111", 171, [0] * 8, 1e-12),
+        ("LLLLLLLL", "11111111", 40, [0] * 8, 1e-12),
+        ("LLLLKKCD", "00000000", 40, [0] * 8, 1e-12),
+        ("LLLLKKCD", "11000000", 0, [1.6202, 1.6202, *[-0.5401] * 6], 1e-4),
+        ("LLLLKKCD", "11000000", 100, [1.6202, 1.6202, *[-0.5401] * 6], 1e-4),
+    ],
+)
+def test_golden_advantages(letters, rewards, step, expected, tolerance):
+    assert advantages(letters, rewards, step) == pytest.approx(expected, abs=tolerance)
+
+
+# ---- a slow reference, from the equations --------------------------------------------------
+
+
+def slow_advantages(formats, rewards, step, total, decay):
+    """Equations 2 to 5 of ARM for one group, a response at a time."""
+    size, scaled = len(formats), []
+    for format, reward in zip(formats, rewards, strict=True):
+        count = sum(other == format for other in formats)
+        alpha = size / count
+        if decay:
+            alpha *= count / size + 0.5 * (1 - count / size) * (1 + math.cos(math.pi * step / total))
+        scaled.append(alpha * reward)
+    mean = sum(scaled) / size
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in scaled) / (size - 1))
+    return [(value - mean) / (deviation + 1e-6) for value in scaled]
+
+
+def test_random_groups_agree_with_a_slow_reference():
+    draw = random.Random(0)
+    for _ in range(200):
+        size, groups, total = draw.randint(2, 12), draw.randint(1, 4), draw.randint(1, 300)
+        step, decay = draw.randint(0, total), draw.random() < 0.8
+        formats = [[draw.choice([D, S, C, L, None]) for _ in range(size)] for _ in range(groups)]
+        rewards = [[float(f is not None and draw.random() < 0.6) for f in group] for group in formats]
+        scaled = scale_rewards(torch.tensor(rewards, dtype=torch.double), formats, step, total, decay=decay)
+        found = group_relative_advantages(scaled, eps=1e-6)
+        for row, *group in zip(found.tolist(), formats, rewards, strict=True):
+            assert row == pytest.approx(slow_advantages(*group, step, total, decay), abs=1e-9)
+
+
+# ---- what the formula does -----------------------------------------------------------------
+
+
+def test_decay_cancels_where_all_are_right():
+    first = advantages("LLLLLKCD", "11111111", 0)
+    for step in (1, 85, 169):
+        assert advantages("LLLLLKCD", "11111111", step) == pytest.approx(first, abs=0.02)
+    assert advantages("LLLLLKCD", "11111110", 85) != pytest.approx(
+        advantages("LLLLLKCD", "11111110", 0), abs=0.02
+    )
+
+
+def test_without_decay_the_scale_stays():
+    assert advantages("LLLLLCCD", "11110101", 170, decay=False) == advantages("LLLLLCCD", "11110101", 0)
+
+
+def test_a_response_without_a_format_counts_but_is_not_paid_for_being_rare():
+    assert format_counts([[L, L, None, D]]).tolist() == [[2, 2, 1, 1]]
+    assert scale_rewards(torch.ones(1, 4), [[L, L, None, D]], 0, 10).tolist() == [[2.0, 2.0, 1.0, 4.0]]
+
+
+def test_names_serve_as_formats_and_inputs_stay_as_they_are():
+    rewards = torch.ones(1, 2)
+    assert scale_rewards(rewards, [["direct", "code"]], 0, 10).tolist() == [[2.0, 2.0]]
+    assert format_counts([["direct", D]]).tolist() == [[2, 2]] and rewards.tolist() == [[1.0, 1.0]]
+
+
+def test_bad_input_is_named():
+    counts = torch.tensor([[1, 3]])
+    for call, message in (
+        (lambda: format_counts([[L], [L, D]]), r"groups must have the same size G, got groups of \[1, 2\]"),
+        (lambda: diversity_scale(counts, 4, 11, 10), "step must lie between 0 and total_steps"),
+        (lambda: diversity_scale(counts, 2, 1, 10), "counts must lie between 1 and group_size, 2"),
+        (lambda: scale_rewards(torch.ones(4), [[L] * 4], 0, 1), "rewards have the shape"),
+        (lambda: AdaGRPOConfig.cpu("x", without="cot"), "without must be one of direct, short_cot"),
+        (lambda: AdaGRPOConfig.cpu("x", micro_batch_size=5), "make batch_size a multiple of 5"),
+        (lambda: AdaGRPOConfig.cpu("x", algorithm="ppo"), "algorithm must be ada_grpo or grpo"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_the_reward_by_three_rules():
+    right = "<COT>\nJot 3\n</COT>\n<ANSWER>\n4\n</ANSWER>"
+    loose = right + " Sure."
+    untagged = "So <ANSWER>4</ANSWER>"
+    texts = {"completions": [right, loose, untagged, right.replace("4", "5")]}
+    row = {"answer": ["4"] * 4, "kind": ["number"] * 4, "trainer_state": None}
+    assert accuracy_reward("strict")(**texts, **row) == [1, 0, 0, 0]
+    assert accuracy_reward("arm_training")(**texts, **row) == [1, 1, 0, 0]
+    assert accuracy_reward("arm_evaluation")(**texts, **row) == [1, 1, 1, 0]
+    assert accuracy_reward("strict", without=S)(**texts, **row) == [0, 0, 0, 0]
+
+
+# ---- the trainer ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small model on disk that knows the four formats a little: 40 steps on gold responses."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    model, tokenizer = new_dial_model(seed=0, layers=2, width=64), dial_tokenizer()
+    questions = sample_questions(16, seed=0, depths=[1, 2])
+    texts = [q.prompt + gold_response(q, f) + "<end>" for q in questions for f in ReasoningFormat]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+    save_policy(model, tokenizer, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def config(base):
+    return AdaGRPOConfig.cpu(
+        base, batches=3, prompts=4, num_generations=4, micro_batch_size=16, max_completion_length=60
+    )
+
+
+ROWS = question_rows(sample_questions(24, seed=0, depths=[1, 2]))
+
+
+class Recorder(AdaGRPOTrainer):
+    """Keeps the batches it is given, and the losses it makes of them."""
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.seen = []
+
+    def _compute_loss(self, model, inputs):
+        self.before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        loss = super()._compute_loss(model, inputs)
+        self.seen.append((inputs, loss.item()))
+        return loss
+
+
+def recorded(config, folder, steps=1, **changes):
+    """A Recorder that has trained `steps` steps on the settings of a config."""
+    config = replace(config, batches=steps, **changes)
+    model, tokenizer = load_policy(config.base)
+    trainer = Recorder(
+        model=model,
+        reward_funcs=accuracy_reward(config.rules),
+        args=training_arguments(config, folder),
+        train_dataset=ROWS,
+        processing_class=tokenizer,
+        scale_formats=config.algorithm == "ada_grpo",
+        advantage_eps=config.advantage_eps,
+        kl=config.kl,
+        group_mean=config.normaliser == "group",
+    )
+    trainer.train()
+    return trainer
+
+
+def formula(config, trainer, reference=None):
+    """The same loss by the formulas of lib.grpo and lib.ada_grpo, and its gradient, on the recorded batch."""
+    inputs, _ = trainer.seen[-1]
+    tokenizer = trainer.processing_class
+    model, _ = load_policy(config.base)
+    texts = tokenizer.batch_decode(inputs["completion_ids"], skip_special_tokens=True)
+    prompts = tokenizer.batch_decode(inputs["prompt_ids"], skip_special_tokens=True)
+    answers = {row["prompt"]: row["answer"] for row in ROWS}
+    size = config.num_generations
+    order = sorted(range(len(texts)), key=lambda i: prompts[i])  # TRL shuffles; put the groups together
+    rows = [texts[i] for i in order]
+    rewards = accuracy_reward(config.rules)(
+        completions=rows, answer=[answers[prompts[i]] for i in order], kind=["number"] * len(rows)
+    )
+    formats = [next((f for f in ReasoningFormat if text.startswith(f.prefix)), None) for text in rows]
+    groups = [formats[i : i + size] for i in range(0, len(formats), size)]
+    rewards = torch.tensor(rewards).view(-1, size)
+    if config.algorithm == "ada_grpo":
+        rewards = scale_rewards(rewards, groups, len(trainer.seen) - 1, config.batches)
+    found = group_relative_advantages(rewards, eps=config.advantage_eps).flatten()
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)[order]
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)[order]
+    width = inputs["completion_ids"].size(1)
+
+    def log_probs(policy):
+        logits = policy(input_ids=ids, attention_mask=mask).logits[:, -width - 1 : -1]
+        return per_token_log_probs(logits, ids[:, -width:], temperature=config.temperature)
+
+    now = log_probs(model)
+    loss = grpo_loss(
+        now,
+        now.detach(),
+        found,
+        mask[:, -width:],
+        ref_log_probs=log_probs(reference).detach() if reference else None,
+        beta=config.beta,
+        kl=config.kl,
+        level="group" if config.normaliser == "group" else "token",
+        group_size=size,
+    )
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("algorithm", ["ada_grpo", "grpo"])
+@pytest.mark.parametrize("normaliser", ["batch", "group", "micro_batch"])
+def test_the_trainer_follows_the_formulas(config, tmp_path, monkeypatch, algorithm, normaliser):
+    config = replace(config, algorithm=algorithm, normaliser=normaliser)
+    gradients = {}
+
+    def keep(self, model, *arguments, step=AdaGRPOTrainer.training_step, **named):
+        loss = step(self, model, *arguments, **named)
+        gradients.update({name: p.grad.clone() for name, p in model.named_parameters()})
+        return loss
+
+    monkeypatch.setattr(AdaGRPOTrainer, "training_step", keep)
+    trainer = recorded(config, tmp_path)
+    loss, expected = formula(config, trainer)
+    assert trainer.seen[0][1] == pytest.approx(loss, abs=1e-6)
+    assert max(g.abs().max() for g in expected.values()) > 1e-3  # there is something to compare
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=2e-6, rtol=1e-3)
+
+
+def test_the_scale_changes_the_advantages(config, tmp_path):
+    scaled, plain = (
+        recorded(config, tmp_path / name, algorithm=name).seen[0][0] for name in ("ada_grpo", "grpo")
+    )
+    assert torch.equal(scaled["completion_ids"], plain["completion_ids"])
+    assert not torch.allclose(scaled["advantages"], plain["advantages"])
+
+
+def test_with_the_scale_off_it_is_trls_trainer(config, tmp_path):
+    config = replace(config, algorithm="grpo", advantage_eps=1e-4, updates=2, micro_batch_size=8)
+
+    def weights_and_logs(make, folder, **options):
+        model, tokenizer = load_policy(config.base)
+        trainer = make(
+            model=model,
+            reward_funcs=accuracy_reward(),
+            args=training_arguments(config, folder),
+            train_dataset=ROWS,
+            processing_class=tokenizer,
+            **options,
+        )
+        trainer.train()
+        logs = [(row["loss"], row["grad_norm"], row["entropy"]) for row in trainer.state.log_history[:-1]]
+        return trainer.model.state_dict(), logs
+
+    ours, our_logs = weights_and_logs(AdaGRPOTrainer, tmp_path / "a", scale_formats=False)
+    theirs, their_logs = weights_and_logs(trl.GRPOTrainer, tmp_path / "b")
+    assert our_logs == their_logs and len(our_logs) == 6 and any(loss for loss, *_ in our_logs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3_clamped"])
+def test_other_kl_estimators_follow_the_formulas(config, tmp_path, kind):
+    """After one step policy and reference differ; the loss of the second holds the KL term."""
+    config = replace(config, beta=0.5, kl=kind, learning_rate=3e-3)
+    trainer = recorded(config, tmp_path, steps=2)
+    reference, tokenizer = load_policy(config.base)
+    now, _ = load_policy(config.base)
+    now.load_state_dict(trainer.before, strict=False)
+    save_policy(now, tokenizer, tmp_path / "now")
+    loss, _ = formula(replace(config, base=str(tmp_path / "now"), batches=2), trainer, reference)
+    without, _ = formula(replace(config, base=str(tmp_path / "now"), batches=2, beta=0.0), trainer)
+    assert trainer.seen[1][1] == pytest.approx(loss, abs=1e-5) and abs(loss - without) > 1e-4
+    assert trainer.state.log_history[1]["kl"] != 0
+
+
+def test_the_rate_falls_at_the_end_where_asked(config, tmp_path):
+    trainer = make_trainer(replace(config, batches=10), ROWS, tmp_path)
+    trainer.create_optimizer_and_scheduler(10)
+    rates = []
+    for _ in range(10):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert set(rates[:8]) == {4e-4} and 4e-4 > rates[8] > rates[9] > 0
+    assert training_arguments(replace(config, cooldown=0.0), tmp_path).lr_scheduler_type == "constant"
+
+
+def test_t_counts_rollout_batches(config, tmp_path):
+    trainer = make_trainer(replace(config, updates=2, micro_batch_size=4), ROWS, tmp_path)
+    seen = []
+    for trainer.state.global_step in range(6):
+        trainer.state.max_steps = 6
+        seen.append(trainer.training_time)
+    assert seen == [(0, 3), (0, 3), (1, 3), (1, 3), (2, 3), (2, 3)]
+    trainer.schedule, trainer.state.global_step = "code", 0
+    assert trainer.training_time == (1, 4)
+
+
+def test_what_is_logged(config):
+    run = start_run("a", "cpu", {})
+    lines = []
+    _, _, facts = train_ada_grpo(config, ROWS, run, say=lines.append)
+    rows = [row for row in run.metrics() if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3] and facts["steps"] == 3
+    for row in rows:
+        shares = [row[f"format/{name}_share"] for name in (*ReasoningFormat, "none")]
+        assert sum(shares) == pytest.approx(1) and sum(share > 0 for share in shares) > 1
+        tier = [row[f"easy/format/{name}_share"] for name in (*ReasoningFormat, "none")]
+        assert tier == shares and row["easy/accuracy"] == row["accuracy"]  # all of these are easy
+        assert row["tokens/mean"] == row["completions/mean_length"]
+        assert 0 <= row["accuracy"] <= 1 and row["reward"] >= row["accuracy"]  # the reward is scaled
+        for name in ("frac_reward_zero_std", "entropy", "clip_ratio/region_mean", "step_time", "reward_std"):
+            assert name in row
+    assert "long CoT 0." in lines[-1] and "accuracy" in lines[-1]
+
+
+def test_a_run_resumes_to_the_same_weights(config):
+    whole, _, _ = train_ada_grpo(replace(config, save_every=2), ROWS, start_run("a", "cpu", {}))
+    run = start_run("b", "cpu", {})
+    train_ada_grpo(replace(config, save_every=2), ROWS, run, stop_at=2)
+    resumed, _, facts = train_ada_grpo(replace(config, save_every=2), ROWS, run)
+    assert facts["resumed"] and [row["step"] for row in run.metrics() if "loss" in row] == [1, 2, 3]
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], weight, atol=1e-5, rtol=0)
+
+
+# ---- several processes -----------------------------------------------------------------------
+
+
+def test_a_group_split_over_two_processes_is_one_group(config, tmp_path):
+    """Each process holds half of every group: advantages, metrics and weights are those of one process."""
+    call = {"base": config.base, "folder": str(tmp_path), "changes": {"normaliser": "group"}}
+    one, two = (launch.run("tests.launch_functions:one_group_step", call, num_processes=n) for n in (1, 2))
+    assert two["processes"] == 2 and one["processes"] == 1
+    assert one["local"] == 24 and two["local"] == 12  # groups of 8: the one in the middle is split
+    assert len(set(one["advantages"])) > 3
+    assert two["advantages"] == pytest.approx(one["advantages"], abs=1e-6)
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-6)
+    assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nf4_and_lora_on_a_random_qwen(tmp_path, processes):
+    call = {"folder": str(tmp_path / "run")}
+    both = launch.run("tests.launch_functions:three_steps", call, num_processes=processes)
+    assert both.keys() == {"ada_grpo", "grpo"}
+    for found in both.values():
+        assert found["processes"] == processes and found["quantised"]
+        assert found["changed"] and all("lora" in name for name in found["changed"])
+        assert found["kl"][0] == pytest.approx(0, abs=1e-6) and found["kl"][-1] > 0  # away from the start
+        assert all(0 < gradient < 1e4 for gradient in found["gradients"])
