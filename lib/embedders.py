@@ -1,0 +1,81 @@
+"""Questions as vectors for the configuration policy; each text is embedded once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+Embedder = Callable[[Sequence[str]], torch.Tensor]  # texts -> (N, D)
+
+
+def hashed_ngrams(texts: Sequence[str], *, dim: int = 256, longest: int = 2) -> torch.Tensor:
+    """Counts of words and word pairs, each hashed to a place and a sign, unit length: (N, dim). No model."""
+    rows = torch.zeros(len(texts), dim)
+    for row, text in zip(rows, texts, strict=True):
+        words = text.lower().split()
+        for length in range(1, longest + 1):
+            for first in range(len(words) - length + 1):
+                digest = hashlib.blake2b(" ".join(words[first : first + length]).encode(), digest_size=8)
+                number = int.from_bytes(digest.digest())
+                row[(number >> 1) % dim] += 1 if number & 1 else -1
+    return normalize(rows, dim=-1)
+
+
+@torch.inference_mode()
+def mean_hidden_state(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 64,
+    max_length: int = 512,
+) -> torch.Tensor:
+    """The last layer's states, averaged over the tokens of each text, unit length: (N, width).
+
+    This is the released code's embedding with BERT; with the frozen LLM's own states it needs no download.
+    """
+    parts = []
+    for first in range(0, len(texts), batch_size):
+        batch = tokenizer(
+            list(texts[first : first + batch_size]),
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=max_length,
+        ).to(model.device)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        states = model(**inputs, output_hidden_states=True).hidden_states[-1].float()
+        mask = inputs["attention_mask"][..., None]
+        parts.append(((states * mask).sum(1) / mask.sum(1)).cpu())
+    return normalize(torch.cat(parts), dim=-1)
+
+
+def text_encoder(name_or_path: str) -> Embedder:
+    """A pre-trained encoder by name or path, e.g. "bert-base-uncased" (the paper's) or a sentence encoder."""
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    model = AutoModel.from_pretrained(name_or_path).eval()
+    if torch.accelerator.is_available():
+        model = model.to(torch.accelerator.current_accelerator())
+    return lambda texts: mean_hidden_state(model, tokenizer, texts)
+
+
+def cached(embedder: Embedder, folder: Path, name: str) -> Embedder:
+    """The same embedder, which keeps its vectors in `folder`; `name` tells embedders apart."""
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        digest = hashlib.sha256("\0".join([name, *texts]).encode()).hexdigest()[:16]
+        path = folder / f"{digest}.safetensors"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            vectors = embedder(texts).contiguous()
+            save_file({"embeddings": vectors}, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
+        return load_file(path)["embeddings"]
+
+    return embed

@@ -1,0 +1,372 @@
+"""The configuration bandit: action space, formulas against autograd, learning on a known surface."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from lib import adareasoner as ada
+from lib import bandit_study
+from lib.adareasoner import (
+    Action,
+    ActionSpace,
+    BanditConfig,
+    BanditTrainer,
+    ConfigurationPolicy,
+    JointPolicy,
+    LLMEnvironment,
+    NoAnswersError,
+    annealed_temperature,
+    boltzmann_probabilities,
+    decide,
+    reinforce_loss,
+    simulated_surface,
+)
+from lib.llms import Request, Surface
+from lib.runs import start_run
+
+SMALL = ActionSpace(("a", "b", "c"), (0.0, 0.5), (1, 2, 4, 8))
+
+
+# ---- action space
+
+
+def test_the_papers_space_has_the_papers_sizes():
+    space = ActionSpace.paper()
+    assert (len(space.instructions), len(space.temperatures), len(space.steps)) == (100, 11, 8)
+    assert space.size == 8800 and space.steps == tuple(range(3, 11))
+    assert space.temperatures[0] == 0.0 and space.temperatures[-1] == 1.0
+    assert ActionSpace.released_code().size == 7000
+
+
+def test_encode_and_decode_are_a_bijection_on_all_actions():
+    space = ActionSpace.paper()
+    actions = [space.decode(index) for index in range(space.size)]
+    assert len(set(actions)) == 8800
+    assert [space.encode(action) for action in actions] == list(range(8800))
+
+
+def test_indices_per_head_and_of_actions_agree_with_decode():
+    indices = torch.arange(SMALL.size)
+    parts = SMALL.split(indices)
+    assert torch.equal(SMALL.join(parts), indices)
+    for index in range(SMALL.size):
+        action = SMALL.decode(index)
+        assert action.instruction == SMALL.instructions[parts["instruction"][index]]
+        assert action.temperature == SMALL.temperatures[parts["temperature"][index]]
+        assert action.steps == SMALL.steps[parts["steps"][index]]
+
+
+@pytest.mark.parametrize("index", [-1, 24])
+def test_an_index_outside_is_refused(index):
+    with pytest.raises(ValueError, match="0 to 23"):
+        SMALL.decode(index)
+
+
+def test_what_is_not_in_the_space_is_named():
+    with pytest.raises(ValueError, match=r"temperature 0\.3 is not"):
+        SMALL.encode(Action("a", 0.3, 1))
+    with pytest.raises(ValueError, match="instructions must hold"):
+        ActionSpace(("a", "a"), (0.0,), (1,))
+    with pytest.raises(ValueError, match="steps must hold"):
+        ActionSpace(("a",), (0.0,), ())
+
+
+# ---- formulas
+
+
+def test_boltzmann_by_hand():
+    probs = boltzmann_probabilities(torch.tensor([0.0, math.log(3.0)]), 1.0)
+    assert probs.tolist() == pytest.approx([0.25, 0.75])
+    assert boltzmann_probabilities(torch.tensor([0.0, math.log(3.0)]), 0.5).tolist() == pytest.approx(
+        [0.1, 0.9]
+    )
+    with pytest.raises(ValueError, match="above 0"):
+        boltzmann_probabilities(torch.zeros(2), 0.0)
+
+
+def test_annealing_by_hand():
+    assert [annealed_temperature(t, 2.0, 0.5) for t in range(4)] == [2.0, 1.0, 0.5, 0.25]
+    assert ada.linear_temperature(99) == pytest.approx(0.9901)
+    assert ada.linear_temperature(9000) == pytest.approx(0.1) and ada.linear_temperature(20000) == 0.1
+
+
+def random_batch(seed=0, batch=5):
+    generator = torch.Generator().manual_seed(seed)
+    logits = {
+        head: torch.randn(batch, size, generator=generator, dtype=torch.float64, requires_grad=True)
+        for head, size in SMALL.sizes.items()
+    }
+    actions = {head: torch.randint(size, (batch,), generator=generator) for head, size in SMALL.sizes.items()}
+    return logits, actions, torch.rand(batch, generator=generator, dtype=torch.float64)
+
+
+def test_reinforce_loss_by_hand():
+    logits = {"steps": torch.tensor([[0.0, 0.0], [0.0, math.log(3.0)]])}
+    loss = reinforce_loss(logits, {"steps": torch.tensor([0, 1])}, torch.tensor([1.0, 0.5]))
+    assert loss.item() == pytest.approx(-(math.log(0.5) + 0.5 * math.log(0.75)) / 2)
+    with_baseline = reinforce_loss(
+        logits, {"steps": torch.tensor([0, 1])}, torch.tensor([1.0, 0.5]), baseline=0.5
+    )
+    assert with_baseline.item() == pytest.approx(-0.5 * math.log(0.5) / 2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_the_gradient_is_the_closed_form_and_finite_differences_agree(temperature):
+    logits, actions, rewards = random_batch()
+    reinforce_loss(logits, actions, rewards, temperature=temperature, baseline=0.3).backward()
+    for head in logits:
+        expected = ada.closed_form_gradient(
+            logits[head].detach(), actions[head], rewards - 0.3, temperature=temperature
+        )
+        assert torch.allclose(logits[head].grad, expected, atol=1e-6, rtol=0)
+    names = list(logits)
+    assert torch.autograd.gradcheck(
+        lambda *values: reinforce_loss(
+            dict(zip(names, values, strict=True)), actions, rewards, temperature=temperature
+        ),
+        tuple(logits.values()),
+    )
+
+
+def test_the_trunks_gradient_is_the_sum_of_the_heads_gradients():
+    torch.manual_seed(0)
+    policy = ConfigurationPolicy(6, SMALL).double()
+    for head in policy.heads.values():
+        torch.nn.init.normal_(head[-1].weight)
+    embeddings = torch.randn(5, 6, dtype=torch.float64)
+    _, actions, rewards = random_batch()
+    weight = policy.trunks[0][0].weight
+
+    def gradient(heads):
+        logits = {head: values for head, values in policy(embeddings).items() if head in heads}
+        return torch.autograd.grad(reinforce_loss(logits, actions, rewards), weight)[0]
+
+    apart = sum(gradient([head]) for head in ada.HEADS)
+    assert apart.abs().max() > 1e-3
+    assert torch.allclose(gradient(ada.HEADS), apart, atol=1e-10)
+
+
+def test_the_expected_gradient_is_that_of_the_expected_reward():
+    """Summed over all actions with their probabilities, REINFORCE ascends J itself, at any temperature."""
+    logits, _, _ = random_batch(batch=1)
+    values = torch.rand(SMALL.size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    tau = 0.7
+
+    def joint(logits):
+        probs = [boltzmann_probabilities(logits[head][0], tau) for head in ada.HEADS]
+        return torch.einsum("i,t,s->its", *probs).flatten()
+
+    exact = torch.autograd.grad((joint(logits) * values).sum(), tuple(logits.values()))
+    estimate = [torch.zeros_like(g) for g in exact]
+    probabilities = joint(logits).detach()
+    for index in range(SMALL.size):
+        choice = SMALL.split(torch.tensor([index]))
+        loss = reinforce_loss(logits, choice, values[index : index + 1], temperature=tau, baseline=0.37)
+        for total, g in zip(estimate, torch.autograd.grad(loss, tuple(logits.values())), strict=True):
+            total -= probabilities[index] * g
+    for a, b in zip(exact, estimate, strict=True):
+        assert torch.allclose(a, b, atol=1e-8)
+
+
+def test_the_released_update_moves_against_the_gradient():
+    logits, actions, rewards = random_batch()
+    advantages = rewards + 0.1  # all good
+    ours = torch.autograd.grad(reinforce_loss(logits, actions, advantages), tuple(logits.values()))
+    theirs = torch.autograd.grad(ada.released_loss(logits, actions, advantages), tuple(logits.values()))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a * b).sum() < 0
+
+
+# ---- policy
+
+
+def test_shapes_and_a_uniform_start():
+    policy = ConfigurationPolicy(16, ActionSpace.paper())
+    logits = policy(torch.randn(3, 16))
+    assert {head: tuple(values.shape) for head, values in logits.items()} == {
+        "instruction": (3, 100),
+        "temperature": (3, 11),
+        "steps": (3, 8),
+    }
+    assert all(not values.any() for values in logits.values())
+    assert JointPolicy(16, SMALL)(torch.randn(3, 16))["joint"].shape == (3, 24)
+    factorised = sum(p.numel() for head in policy.heads.values() for p in head[-1].parameters())
+    assert factorised == 119 * 65  # the sum of the head sizes, not their product
+    with pytest.raises(ValueError, match="head_layers"):
+        ConfigurationPolicy(4, SMALL, head_layers=0)
+
+
+def test_without_a_shared_trunk_each_head_has_its_own():
+    policy = ConfigurationPolicy(6, SMALL, shared=False)
+    assert len(policy.trunks) == 3
+    torch.nn.init.normal_(policy.heads["steps"][-1].weight)
+    policy(torch.randn(2, 6))["steps"].sum().backward()
+    assert [trunk[0].weight.grad is not None for trunk in policy.trunks] == [False, False, True]
+
+
+@pytest.mark.parametrize("kind", [ConfigurationPolicy, JointPolicy])
+def test_propensities_multiply_to_the_joint_and_sampling_follows_them(kind):
+    torch.manual_seed(1)
+    policy = kind(6, SMALL)
+    last = policy.head[-1] if kind is JointPolicy else policy.heads["steps"][-1]
+    torch.nn.init.normal_(last.weight)
+    embedding = torch.randn(1, 6)
+    decisions = decide(policy, embedding.expand(20_000, -1), temperature=0.5, seed=4)
+    joint = ada.action_probabilities(policy, embedding, 0.5)[0]
+    assert joint.sum().item() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(decisions.propensity, joint[decisions.actions], atol=1e-6)
+    shares = torch.bincount(decisions.actions, minlength=SMALL.size) / 20_000
+    assert (shares - joint).abs().max() < 0.015
+
+
+def test_greedy_takes_the_largest_logit_and_seeds_repeat():
+    torch.manual_seed(1)
+    policy = ConfigurationPolicy(6, SMALL)
+    torch.nn.init.normal_(policy.heads["steps"][-1].weight)
+    embeddings = torch.randn(50, 6)
+    greedy = decide(policy, embeddings)
+    assert torch.equal(greedy.choices["steps"], policy(embeddings)["steps"].argmax(-1))
+    first, again, other = (decide(policy, embeddings, temperature=1.0, seed=s).actions for s in (5, 5, 6))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+# ---- learning
+
+
+def test_400_updates_are_enough_and_the_released_rule_ends_below_random():
+    found = bandit_study.surface_shares(1)
+    assert found["ours"]["share"] >= 0.95
+    assert found["ours"]["regret_second_half"] < 0.5 * found["ours"]["regret_first_half"]
+    assert found["released"]["share"] < 0.7 * found["random"]["share"]
+    assert found["released_sign_mended"]["share"] > 1.5 * found["random"]["share"]
+
+
+class Probe:
+    """An environment that remembers what it was asked."""
+
+    def __init__(self, surface, *, fail=lambda call: None):
+        self.surface, self.fail, self.calls = surface, fail, []
+
+    def __call__(self, questions, actions, seed):
+        self.calls.append((questions.tolist(), actions.tolist(), seed))
+        failure = self.fail(len(self.calls))
+        if isinstance(failure, BaseException):
+            raise failure
+        rewards = self.surface(questions, actions, seed)
+        return rewards if failure is None else torch.where(failure, math.nan, rewards)
+
+
+def make(run=None, fail=lambda call: None, **options):
+    embeddings, surface = simulated_surface(SMALL, seed=2, questions=20)
+    torch.manual_seed(0)
+    config = BanditConfig(**{"updates": 12, "batch_size": 8, "save_every": 4, **options})
+    environment = Probe(surface, fail=fail)
+    return BanditTrainer(ConfigurationPolicy(16, SMALL), embeddings, environment, config, run), environment
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.policy.parameters()])
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path):
+    whole, _ = make()
+    whole.train()
+    run = start_run("t", "cpu", {})
+    part, _ = make(run)
+    part.train(stop_at=5)
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "loss": 0}\n{"ste')  # what a killed run leaves behind
+    resumed, environment = make(run)
+    assert resumed.step == 5
+    resumed.train()
+    assert torch.equal(weights(resumed), weights(whole))
+    assert resumed.decisions == whole.decisions and len(environment.calls) == 7
+    assert [row["step"] for row in run.metrics()] == list(range(1, 13))
+    other, _ = make(seed=1)
+    other.train()
+    assert not torch.equal(weights(other), weights(whole))
+
+
+def test_ctrl_c_saves_and_the_same_call_goes_on():
+    run = start_run("t", "cpu", {})
+
+    def interrupt(call):
+        if call == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer, _ = make(run, fail=interrupt)
+    with pytest.raises(KeyboardInterrupt, match="saved at update 3"):
+        trainer.train()
+    again, environment = make(run)
+    again.train()
+    assert again.step == 12 and len(environment.calls) == 9
+
+
+def test_what_was_not_answered_is_not_learnt_from():
+    lost = torch.tensor([True, False] * 4)
+    trainer, _ = make(fail=lambda call: lost, updates=3)
+    trainer.train()
+    assert sum(d["reward"] is None for d in trainer.decisions) == 12
+    assert trainer.history[0]["answered"] == 0.5
+    kept = {h: v[~lost] for h, v in trainer.policy(trainer.embeddings[:8]).items()}
+    assert all(torch.isfinite(v).all() for v in kept.values()) and torch.isfinite(weights(trainer)).all()
+
+
+def test_no_answer_at_all_stops_and_keeps_what_was_learnt():
+    run = start_run("t", "cpu", {})
+    trainer, _ = make(run, fail=lambda call: torch.ones(8, dtype=bool) if call == 7 else None)
+    with pytest.raises(NoAnswersError, match="update 7"):
+        trainer.train()
+    again, _ = make(run)
+    assert again.step == 6 and len(again.decisions) == 48
+    again.train()
+    whole, _ = make()
+    whole.train()
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_heads_that_do_not_choose_stay_random():
+    trainer, _ = make(heads=("steps",), updates=30, batch_size=32)
+    trainer.train()
+    used = torch.bincount(SMALL.split(torch.tensor([d["action"] for d in trainer.decisions]))["instruction"])
+    assert (used / used.sum() - 1 / 3).abs().max() < 0.06
+    assert all(d["propensities"]["instruction"] == pytest.approx(1 / 3) for d in trainer.decisions)
+    assert not trainer.policy.heads["instruction"][-1].weight.any()
+
+
+def test_a_bad_configuration_is_refused():
+    with pytest.raises(ValueError, match="initial_temperature"):
+        BanditConfig(initial_temperature=0)
+    with pytest.raises(ValueError, match="unknown heads"):
+        BanditConfig(heads=("step",))
+
+
+def test_an_llm_as_environment_scores_replies_and_never_failures():
+    class Echo:
+        def ask(self, requests):
+            self.requests = requests
+            return [None if "q2" in r.prompt else r.prompt for r in requests]
+
+    llm = Echo()
+    environment = LLMEnvironment(
+        llm,
+        ["q0", "q1", "q2"],
+        SMALL,
+        render=lambda q, a: f"{q} {a.instruction} {a.steps}",
+        reward=lambda q, reply: float("q0" in reply),
+    )
+    actions = torch.tensor([SMALL.encode(("b", 0.5, 4)), SMALL.encode(("a", 0.0, 1)), 0, 0])
+    rewards = environment(torch.tensor([0, 1, 2, 0]), actions, seed=7)
+    assert rewards[[0, 1, 3]].tolist() == [1.0, 0.0, 1.0] and rewards[2].isnan()
+    assert llm.requests[0] == Request("q0 b 4", 0.5, 28)
+    assert llm.requests[1].seed == 0  # greedy: the same answer whatever the seed
+
+
+def test_a_surface_says_what_does_not_fit():
+    with pytest.raises(ValueError, match="values must lie"):
+        Surface(torch.tensor([[2.0]]), torch.tensor([0]))
+    with pytest.raises(ValueError, match="contexts name row 3"):
+        Surface(torch.tensor([[0.5]]), torch.tensor([3]))

@@ -1,0 +1,229 @@
+"""Prompts, reading replies, sampling baselines, judges and embedders, on scripted and small real models."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from lib import embedders, judges, prompting
+from lib.adareasoner import Action, ActionSpace
+from lib.llms import LocalLLM, Request
+from lib.models import load_policy
+
+
+class Scripted:
+    """A frozen LLM that answers by a rule of prompt and seed."""
+
+    def __init__(self, rule):
+        self.rule, self.asked = rule, []
+
+    def ask(self, requests):
+        self.asked += requests
+        return [self.rule(request) for request in requests]
+
+
+# ---- prompts
+
+
+def test_the_configured_prompt_holds_all_parts_and_hints_are_the_same_for_all():
+    action = ActionSpace.paper().decode(4321)
+    prompt = prompting.configured_prompt("Is 7 prime?", action)
+    assert "Is 7 prime?" in prompt and action.instruction in prompt
+    assert f"at most {action.steps} steps" in prompt
+    for make in (prompting.cot_prompt, prompting.think_short_prompt):
+        assert prompting.HINTS not in make("q") and prompting.HINTS in make("q", hints=True)
+        assert make("q").partition("4. Req")[2] == prompt.partition("4. Req")[2]
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("Thinking.\nAnswer: B", "B"),
+        ("Answer: 3\nNo, wait.\nAnswer: 4.", "4"),
+        ("**Answer:** (C)", "C"),
+        ("answer: yes", "yes"),
+        ("The answer is B", None),
+        ("", None),
+    ],
+)
+def test_reading_a_reply(reply, answer):
+    assert prompting.read_reply(reply) == answer
+
+
+# ---- baselines
+
+
+def test_self_consistency_counts_answers_and_leaves_out_what_cannot_be_read():
+    replies = ["Answer: 1", "?", "Answer: 2", "Answer: 2", "?"]
+    assert prompting.self_consistency(replies, prompting.read_reply) == "2"
+    assert prompting.self_consistency(["?"], prompting.read_reply) is None
+
+
+def test_best_of_n_takes_the_best_and_sampling_drops_failures():
+    llm = Scripted(lambda r: None if r.seed == 1 else "x" * r.seed)
+    ((*replies,),) = prompting.sample(llm, ["p"], count=4, temperature=1.0)
+    assert replies == ["", "xx", "xxx"] and prompting.best_of_n(replies, len) == "xxx"
+    assert prompting.best_of_n([], len) is None
+
+
+def test_auto_cot_takes_one_answered_example_near_each_centre():
+    embeddings = torch.tensor([[0.0, 0.0], [0.1, 0.0], [5.0, 5.0], [5.1, 5.0], [5.05, 5.0]])
+    replies = ["a", "b", "c", "d", None]
+    examples = prompting.auto_cot_examples(list("12345"), embeddings, replies, count=2, seed=0)
+    assert (
+        len(examples) == 2 and {e[0] for e in examples} & {"1", "2"} and {e[0] for e in examples} & {"3", "4"}
+    )
+    assert prompting.with_examples("Q", [("P", "R")]) == "P R\nQ"
+
+
+def test_the_tree_follows_the_beginning_whose_continuations_agree():
+    def rule(request):
+        begun = request.prompt.removeprefix("Q")
+        if "good" in begun:
+            return "more\nAnswer: 7"
+        if "bad" in begun:
+            return f"more\nAnswer: {request.seed}"
+        return "good\nAnswer: 7" if request.seed % 4 in (0, 1, 2) else "bad\nAnswer: 1"
+
+    llm = Scripted(rule)
+    assert prompting.tree_of_thoughts(llm, "Q", prompting.read_reply) == "7"
+    assert prompting.tree_of_thoughts(Scripted(lambda r: None), "Q", prompting.read_reply) is None
+    assert any("good" in r.prompt for r in llm.asked)  # it went on from a kept beginning
+
+
+def test_reflection_shows_the_first_attempt():
+    llm = Scripted(lambda r: "Answer: 2")
+    assert prompting.reflect(llm, "Q", "Answer: 1") == "Answer: 2" and "Answer: 1" in llm.asked[0].prompt
+
+
+def test_selection_takes_the_medoid_of_the_largest_group():
+    angles = torch.tensor([0.0, 0.1, 0.2, 1.5, 1.6])
+    embeddings = torch.stack([angles.cos(), angles.sin()], 1)
+    assert prompting.select_by_cluster(list("abcde"), embeddings) == "b"
+    assert prompting.select_by_cluster([], embeddings[:0]) is None
+
+
+# ---- a local model as the frozen LLM
+
+
+def test_a_local_llm_asks_once_and_remembers(tmp_path):
+    cache = tmp_path / "answers.jsonl"
+    model, tokenizer = load_policy("dial-llm")
+    question = "Human: The red dial shows 3. Turn it +4 x7 then +1. Now? think 2.\nAssistant:"
+    requests = [Request(question, 0.0, seed) for seed in (0, 5)] + [Request(question, 1.0, s) for s in (0, 1)]
+    llm = LocalLLM(model, tokenizer, cache=cache)
+    first = llm.ask(requests)
+    assert first[0] == first[1] and "It shows" in first[0]
+    asked = llm.num_tokens
+    assert llm.ask(requests) == first and llm.num_tokens == asked
+    with cache.open("a") as file:
+        file.write('["half a li')  # what a kill leaves behind
+    again = LocalLLM(model, tokenizer, cache=cache)
+    assert again.ask(requests) == first and again.num_tokens == 0
+    assert LocalLLM(model, tokenizer, max_new_tokens=3).ask(requests[:1]) == [None]  # cut off: no answer
+
+
+# ---- judges and embedders, with real architectures on disk
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *("question", "answer", "yes", "no", "right", "wrong", "the", "is", "it", "one", "two"),
+    ]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def saved(model, tokenizer, folder):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+SIZES = {
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+
+
+def judged(judge):
+    torch.manual_seed(0)
+    return judge(
+        prompts=["question one", "question two", "the question"],
+        completions=["it is right", "it is wrong wrong wrong", "no"],
+        answer=["one", "two", "yes"],
+    )
+
+
+def test_the_reward_model_is_loaded_and_squashed(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    model = DebertaV2ForSequenceClassification(DebertaV2Config(**SIZES, num_labels=1))
+    path = saved(model, tokenizer, tmp_path)
+    scores = judged(judges.RewardModelJudge(path, batch_size=2))
+    assert len(scores) == 3 and all(0 < score < 1 for score in scores) and len(set(scores)) > 1
+    assert scores == pytest.approx(judged(judges.RewardModelJudge(path, batch_size=1)), abs=1e-5)
+
+
+def test_the_nli_judge_reads_its_labels(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    labels = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    config = BertConfig(**SIZES, num_labels=3, id2label=labels, label2id={v: k for k, v in labels.items()})
+    path = saved(BertForSequenceClassification(config), tokenizer, tmp_path / "nli")
+    judge = judges.NLIJudge(path)
+    scores = judged(judge)
+    assert judge.entailment == 2 and all(0 < score < 1 for score in scores)
+    premise = "Question: the question\nCandidate: no\nReference: yes\nDoes the candidate match?"
+    logits = [judge._logits([(premise, f"This example is {word}.")])[0, 2] for word in ("yes", "no")]
+    assert scores[2] == pytest.approx(torch.sigmoid(logits[0] - logits[1]).item(), abs=1e-5)
+    with pytest.raises(ValueError, match="a reward model has one"):
+        judges.RewardModelJudge(path)
+    one = saved(BertForSequenceClassification(BertConfig(**SIZES, num_labels=1)), tokenizer, tmp_path / "one")
+    with pytest.raises(ValueError, match="needs entailment"):
+        judges.NLIJudge(one)
+
+
+def test_exact_match_and_agreement_by_hand():
+    completions = ["Answer: B", "Answer: C", "no idea", "Answer: 7.0"]
+    exact = judges.exact_match(
+        None, completions, answer=["B", "B", "B", "7"], kind=["choice"] * 3 + ["number"]
+    )
+    assert exact == [1.0, 0.0, 0.0, 1.0]
+    found = judges.agreement([0.9, 0.6, 0.2, 0.7], exact)
+    assert found["agreement"] == 0.75 and found["auc"] == 1.0 and found["exact_mean"] == 0.5
+
+
+def test_embedders(tokenizer, tmp_path):
+    vectors = embedders.hashed_ngrams(["turn it twice", "turn it twice", "now what"])
+    assert torch.equal(vectors[0], vectors[1]) and not torch.equal(vectors[0], vectors[2])
+    assert torch.allclose(vectors.norm(dim=-1), torch.ones(3))
+    torch.manual_seed(0)
+    path = saved(BertModel(BertConfig(**SIZES)), tokenizer, tmp_path / "bert")
+    encode = embedders.text_encoder(path)
+    texts = ["the question is one", "two"]
+    assert encode(texts).shape == (2, 16)
+    assert torch.allclose(encode(texts)[1], encode(texts[1:])[0], atol=1e-5)  # padding changes nothing
+    calls = []
+    kept = embedders.cached(lambda t: calls.append(t) or encode(t), tmp_path / "cache", "bert")
+    assert torch.equal(kept(texts), kept(texts)) and len(calls) == 1
+    embedders.cached(lambda t: calls.append(t) or encode(t), tmp_path / "cache", "other")(texts)
+    assert len(calls) == 2
+
+
+def test_actions_are_plain_tuples():
+    assert Action("a", 0.5, 3) == ("a", 0.5, 3)
