@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +18,7 @@ import torch
 import trl
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lib.callbacks import RunCallback
 from lib.formats import ReasoningFormat, detect_format
@@ -28,7 +26,14 @@ from lib.grpo import KL, group_relative_advantages, kl_estimate
 from lib.models import add_lora, load_policy, merge_adapter
 from lib.rewards import accuracy_reward
 from lib.runs import Run
-from lib.sft import accumulation_steps, device_memory_mb, last_checkpoint, no_noise
+from lib.training import (
+    accumulation_steps,
+    no_noise,
+    prepare,
+    run_training,
+    shared_arguments,
+    trained_dtype,
+)
 from lib.verify import Rules
 
 Formats = Sequence[Sequence[ReasoningFormat | str | None]]
@@ -329,7 +334,7 @@ def training_arguments(config: AdaGRPOConfig, folder: Path) -> trl.GRPOConfig:
     updates = config.batches * config.updates
     cooldown = {"num_decay_steps": round(config.cooldown * updates)} if config.cooldown else None
     arguments = trl.GRPOConfig(
-        output_dir=str(folder),
+        **shared_arguments(folder, seed=config.seed, precision=config.precision),
         max_steps=updates,
         per_device_train_batch_size=config.micro_batch_size,
         num_generations=config.num_generations,
@@ -344,19 +349,11 @@ def training_arguments(config: AdaGRPOConfig, folder: Path) -> trl.GRPOConfig:
         use_bias_correction_kl=False,
         entropy_coef=config.entropy_coef,
         loss_type="bnpo" if config.normaliser == "micro_batch" else "dapo",
-        bf16=config.precision == "bfloat16",
-        use_cpu=not torch.accelerator.is_available(),
         gradient_checkpointing=config.gradient_checkpointing,
         use_vllm=config.use_vllm,
         logging_steps=1,
         save_steps=config.save_every * config.updates,
         save_total_limit=1,
-        seed=config.seed,
-        data_seed=config.seed,
-        ddp_find_unused_parameters=False,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
     )
     arguments.gradient_accumulation_steps = accumulation_steps(
         config.prompts * config.num_generations,
@@ -371,8 +368,8 @@ def make_trainer(
 ) -> AdaGRPOTrainer:
     """The trainer of a run on the rows of `question_rows`; nothing is trained yet."""
     set_seed(config.seed)
-    full = config.method == "full"  # its own weights are trained, so they stay in full precision
-    dtype = torch.float32 if full else getattr(torch, config.precision)
+    full = config.method == "full"
+    dtype = trained_dtype(config.precision, full=full)
     model, tokenizer = load_policy(config.base, quantised=config.method == "qlora", dtype=dtype)
     if not full:
         model = add_lora(model, rank=config.rank, alpha=config.alpha)
@@ -390,12 +387,7 @@ def make_trainer(
         kl=config.kl,
         group_mean=config.normaliser == "group",
     )
-    trainer.remove_callback(PrinterCallback)
-    if config.precision == "float32":
-        # TRL keeps adapters on a quantised base in bfloat16, where a small update is rounded away.
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    prepare(trainer, config.precision)
     return trainer
 
 
@@ -415,30 +407,8 @@ def train_ada_grpo(
     callback = RunCallback(run, say=say, stop_at=stop_at, shown=SHOWN)
     with no_noise():
         trainer = make_trainer(config, rows, run.checkpoint, callback=callback)
-        if trainer.is_world_process_zero() and (run.checkpoint / "result").exists():
-            shutil.rmtree(run.checkpoint)
-        trainer.accelerator.wait_for_everyone()
-        resume_from = last_checkpoint(run.checkpoint)
-        if trainer.is_world_process_zero():
-            run.rewind(int(resume_from.name.rpartition("-")[2]) if resume_from else 0)
-        begun = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    if callback.interrupted:
-        raise KeyboardInterrupt(
-            f"saved at step {trainer.state.global_step}; the same call goes on from there"
-        )
-    if trainer.state.global_step == trainer.state.max_steps:
-        trainer.save_model(str(run.checkpoint / "result"))
-    facts = {
-        "config": asdict(config),
-        "steps": trainer.state.global_step,
-        "seconds": round(time.monotonic() - begun, 1),
-        "threads": torch.get_num_threads(),
-        "processes": trainer.accelerator.num_processes,
-        "resumed": resume_from is not None,
-        "questions": len(rows),
-        "memory_mb": round(device_memory_mb()),
-    }
+        facts = run_training(trainer, run, callback)
+    facts = {"config": asdict(config)} | facts | {"questions": len(rows)}
     return trainer.model.eval(), trainer.processing_class, facts
 
 

@@ -6,7 +6,6 @@ training responses are forced to begin so: the model would never try it by itsel
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,13 +16,20 @@ import torch
 import trl
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lib.callbacks import RunCallback
 from lib.models import add_lora, load_policy
-from lib.runs import Run, peak_memory_mb, read_json, write_json
-from lib.sft import accumulation_steps, last_checkpoint, no_noise
+from lib.runs import Run
 from lib.thinking import ModeTokens, is_solution_right
+from lib.training import (
+    accumulation_steps,
+    no_noise,
+    prepare,
+    run_training,
+    shared_arguments,
+    trained_dtype,
+)
 
 Variant = Literal["geometric_mean", "sequence", "token", "unadjusted"]
 VARIANTS: tuple[Variant, ...] = ("geometric_mean", "sequence", "token", "unadjusted")
@@ -57,11 +63,13 @@ def importance_ratio(
     *,
     nothinking_ratio: float = 0.5,
     variant: Variant = "geometric_mean",
+    start_log_probs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """pi / pi_IS of each response, (N, 1), or of each token, (N, T), from log-probs (N, T).
 
     pi_IS is the old policy with the first token forced: its old probability is `nothinking_ratio`, or one
-    minus that (Eq. 8). "unadjusted" leaves it as it was.
+    minus that (Eq. 8), times that of the token in its mode where it was drawn (`start_log_probs`, (N,)).
+    "unadjusted" leaves it as it was.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS)}")
@@ -70,6 +78,7 @@ def importance_ratio(
     if variant != "unadjusted":
         shares = old_log_probs.new_tensor([1 - nothinking_ratio, nothinking_ratio])
         first = shares.log()[is_nothinking.long()]
+        first = first if start_log_probs is None else first + start_log_probs
         old_log_probs = torch.cat([first[:, None], old_log_probs[:, 1:]], dim=1)
     log_ratio = (log_probs - old_log_probs) * mask
     if variant == "sequence":
@@ -200,11 +209,12 @@ class ThinkingTrainer(trl.GRPOTrainer):
                     metrics[f"{name}nothinking_ratio"].append(values[3])
         metrics["other_start_ratio"].append(table[:, 5].mean().item())
         if not self.model.training:
-            metrics["log_p_nothinking"].append(self._log_p_nothinking(batch))
+            log_p = self.accelerator.gather(self._log_p_nothinking(batch))
+            metrics["log_p_nothinking"].append(log_p.mean().item())
 
     @torch.no_grad()
-    def _log_p_nothinking(self, batch: Mapping[str, torch.Tensor]) -> float:
-        """Mean log-probability of `</think>` as the first token: the early sign, long before any sample."""
+    def _log_p_nothinking(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probability of `</think>` as the first token, (N,): the early sign, long before any sample."""
         close = torch.full_like(batch["prompt_ids"][:, :1], self.modes.close)
         log_probs, _, _ = self._get_per_token_logps_and_entropies(
             self.model,
@@ -212,14 +222,16 @@ class ThinkingTrainer(trl.GRPOTrainer):
             torch.cat([batch["prompt_mask"], torch.ones_like(close)], dim=1),
             1,
         )
-        return self.accelerator.gather(log_probs[:, 0]).mean().item()
+        return log_probs[:, 0]
 
 
 class AdaptThinkTrainer(ThinkingTrainer):
     """AdaptThink (section 3): forced first tokens, a fixed baseline per question, and its own loss.
 
     The dataset has a column `reference_accuracy`. Evaluation forces nothing. `max_completion_length` is the
-    cap of Thinking responses and of evaluation.
+    cap of Thinking responses and of evaluation. With `force_start=False` the half that thinks begins with any
+    word but `</think>`, drawn from the policy, so that the loss sees how free responses begin (not in the
+    paper).
     """
 
     def __init__(
@@ -229,6 +241,7 @@ class AdaptThinkTrainer(ThinkingTrainer):
         nothinking_ratio: float = 0.5,
         variant: Variant = "geometric_mean",
         max_nothinking_length: int | None = None,
+        force_start: bool = True,
         **named: Any,
     ):
         super().__init__(*arguments, **named)
@@ -249,6 +262,7 @@ class AdaptThinkTrainer(ThinkingTrainer):
         forced_modes(1, self.num_generations, nothinking_ratio)
         self.delta, self.nothinking_ratio, self.variant = delta, nothinking_ratio, variant
         self.max_nothinking_length = max_nothinking_length or self.max_completion_length
+        self.force_start = force_start
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *more, **named):
         generate_turn = super()._generate_single_turn
@@ -256,26 +270,28 @@ class AdaptThinkTrainer(ThinkingTrainer):
             return generate_turn(prompt_ids, images, multimodal_fields, num_generations, *more, **named)
         forced = forced_modes(len(prompt_ids), num_generations, self.nothinking_ratio)
         completions: list[list[int]] = [[] for _ in prompt_ids]
-        for skips, token, length in (
-            (True, self.modes.close, self.max_nothinking_length),
-            (False, self.modes.start, self.max_completion_length),
+        thinks = [self.modes.start] if self.force_start else []
+        for skips, start, length in (
+            (True, [self.modes.close], self.max_nothinking_length),
+            (False, thinks, self.max_completion_length),
         ):
             rows = [row for row, mode in enumerate(forced) if mode == skips]
-            with self._capped(length - 1):
-                texts, _ = generate_turn([[*prompt_ids[row], token] for row in rows], None, {}, len(rows))
+            with self._restricted(length - len(start), never_first=[] if start else [self.modes.close]):
+                texts, _ = generate_turn([[*prompt_ids[row], *start] for row in rows], None, {}, len(rows))
             for row, ids in zip(rows, texts, strict=True):
-                completions[row] = [token, *ids]
+                completions[row] = [*start, *ids]
         return completions, None
 
     @contextmanager
-    def _capped(self, length: int) -> Iterator[None]:
-        """Generate at most `length` new tokens."""
-        usual = self.generation_config.max_new_tokens
-        self.generation_config.max_new_tokens = length
+    def _restricted(self, length: int, never_first: Sequence[int]) -> Iterator[None]:
+        """Generate at most `length` new tokens, the first of them none of `never_first`."""
+        wanted = {"max_new_tokens": length, "begin_suppress_tokens": list(never_first) or None}
+        usual = {name: getattr(self.generation_config, name) for name in wanted}
+        self.generation_config.update(**wanted)
         try:
             yield
         finally:
-            self.generation_config.max_new_tokens = usual
+            self.generation_config.update(**usual)
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
@@ -288,6 +304,8 @@ class AdaptThinkTrainer(ThinkingTrainer):
             batch["is_nothinking"],
             self.delta,
         )
+        if not self.force_start:
+            batch["log_p_nothinking"] = self._log_p_nothinking(batch)
         return batch
 
     def _compute_loss(self, model, inputs):
@@ -302,6 +320,10 @@ class AdaptThinkTrainer(ThinkingTrainer):
         )
         old_log_probs = inputs.get("old_per_token_logps")  # None while there is one step per batch
         old_log_probs = log_probs.detach() if old_log_probs is None else old_log_probs
+        start_log_probs = None
+        if not self.force_start:
+            thinks = torch.log1p(-inputs["log_p_nothinking"].exp())
+            start_log_probs = (old_log_probs[:, 0] - thinks) * ~inputs["is_nothinking"]
         ratio = importance_ratio(
             log_probs,
             old_log_probs,
@@ -309,6 +331,7 @@ class AdaptThinkTrainer(ThinkingTrainer):
             inputs["is_nothinking"],
             nothinking_ratio=self.nothinking_ratio,
             variant=self.variant,
+            start_log_probs=start_log_probs,
         )
         self._log_ratio(ratio.detach(), log_probs.detach()[:, 0], inputs)
         loss = clipped_loss(ratio, inputs["advantages"], mask, self.args.epsilon)
@@ -365,6 +388,7 @@ class AdaptThinkConfig:
     max_thinking_tokens: int = 16384
     max_nothinking_tokens: int = 4096
     start: str = "Alright"  # the first token forced for Thinking
+    force_start: bool = True
     quantised: bool = False
     lora_rank: int = 0  # 0: train all weights
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -429,15 +453,12 @@ def make_trainer(
 ) -> ThinkingTrainer:
     """The trainer of a run, on rows of `question_rows` and `with_reference`; nothing is trained yet."""
     set_seed(config.seed)
-    dtype = getattr(torch, config.precision)
-    # Weights that are trained stay in full precision: a small update would be rounded away.
-    model, tokenizer = load_policy(
-        config.base, quantised=config.quantised, dtype=dtype if config.lora_rank else torch.float32
-    )
+    dtype = trained_dtype(config.precision, full=not config.lora_rank)
+    model, tokenizer = load_policy(config.base, quantised=config.quantised, dtype=dtype)
     if config.lora_rank:
         model = add_lora(model, rank=config.lora_rank, alpha=2 * config.lora_rank)
     arguments = trl.GRPOConfig(
-        output_dir=str(run.checkpoint),
+        **shared_arguments(run.checkpoint, seed=config.seed, precision=config.precision),
         max_steps=config.max_steps,
         per_device_train_batch_size=config.micro_batch_size,
         per_device_eval_batch_size=max(1, len(validation_rows)),
@@ -453,8 +474,6 @@ def make_trainer(
         epsilon=config.epsilon,
         loss_type="grpo",
         scale_rewards="group",
-        bf16=dtype == torch.bfloat16,
-        use_cpu=not torch.accelerator.is_available(),
         gradient_checkpointing=config.gradient_checkpointing,
         logging_steps=1,
         eval_strategy="steps",
@@ -462,12 +481,6 @@ def make_trainer(
         eval_on_start=True,
         save_steps=config.save_every,
         save_total_limit=1,
-        seed=config.seed,
-        data_seed=config.seed,
-        ddp_find_unused_parameters=False,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
     )
     arguments.gradient_accumulation_steps = accumulation_steps(
         config.batch_size, config.micro_batch_size, arguments.world_size
@@ -482,6 +495,7 @@ def make_trainer(
             "nothinking_ratio": config.nothinking_ratio,
             "variant": config.variant,
             "max_nothinking_length": config.max_nothinking_tokens,
+            "force_start": config.force_start,
         }
     elif config.method == "grpo":
         rewards = [accuracy_reward, nothinking_bonus(modes.close, config.delta)]
@@ -498,11 +512,7 @@ def make_trainer(
         callbacks=[callback] if callback else [],
         **named,
     )
-    trainer.remove_callback(PrinterCallback)
-    if config.precision == "float32":
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:  # TRL keeps adapters on a quantised base in bfloat16
-                parameter.data = parameter.data.float()
+    prepare(trainer, config.precision)
     return trainer
 
 
@@ -517,38 +527,16 @@ def train_adaptthink(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """Train, or go on where the run folder stopped: the model, its tokenizer, and what it took.
 
-    The result is saved to `run.checkpoint / "result"`; a finished run is not repeated. Ctrl-C saves and
-    raises KeyboardInterrupt; the same call then resumes.
+    The result is saved to `run.checkpoint / "result"`. `stop_at` ends early on the schedule of the full run.
+    Ctrl-C saves and raises KeyboardInterrupt; the same call then resumes. After a run that came to its end,
+    the same call starts anew.
     """
-    finished = run.checkpoint / "result" / "training.json"
-    if finished.exists() and read_json(finished)["config"] == asdict(config):
-        return load_trained(config, run), load_policy(config.base)[1], read_json(finished)
     shown = SHOWN_FORCED if config.method == "adaptthink" else SHOWN
     callback = RunCallback(run, say=say, stop_at=stop_at, shown=shown)
     with no_noise():
         trainer = make_trainer(config, rows, validation_rows, run, callback=callback)
-        resume_from = last_checkpoint(run.checkpoint)
-        if trainer.is_world_process_zero():
-            run.rewind(int(resume_from.name.rpartition("-")[2]) if resume_from else 0)
-        begun = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    if callback.interrupted:
-        raise KeyboardInterrupt(
-            f"saved at step {trainer.state.global_step}; the same call goes on from there"
-        )
-    trainer.save_model(str(run.checkpoint / "result"))
-    facts = {
-        "config": asdict(config),
-        "steps": trainer.state.global_step,
-        "seconds": round(time.monotonic() - begun, 1),
-        "threads": torch.get_num_threads(),
-        "processes": trainer.accelerator.num_processes,
-        "resumed": resume_from is not None,
-        "questions": len(rows),
-        "memory_mb": round(peak_memory_mb()),
-    }
-    if facts["steps"] == config.max_steps and trainer.is_world_process_zero():
-        write_json(finished, facts)
+        facts = run_training(trainer, run, callback)
+    facts = {"config": asdict(config)} | facts | {"questions": len(rows)}
     return trainer.model.eval(), trainer.processing_class, facts
 
 

@@ -34,7 +34,17 @@ from lib.thinking_baselines import mixed_rows, sample_modes, shortest_pairs, tra
 
 RUNS = ROOT / "data" / "reference_runs"
 MOST_ROWS = 40  # of metrics.jsonl: a curve needs no more
-DETAILS = ("completions/", "clip_ratio/low", "clip_ratio/high", "rewards/", "num_tokens", "epoch")
+DETAILS = (
+    "completions/",
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+    "clip_ratio/low",
+    "clip_ratio/high",
+    "rewards/",
+    "num_tokens",
+    "epoch",
+)
 SFT_SHARE = 0.7  # of the training questions; the others are kept for RL
 
 
@@ -91,6 +101,7 @@ def ada_grpo(method: str, seed: int, run: Run) -> Outcome:
 
 THINKING_METHODS: dict[str, dict[str, Any]] = {
     "adaptthink": {},
+    "free_start": {"force_start": False},
     "delta_0": {"delta": 0.0},
     "delta_0.02": {"delta": 0.02},
     "delta_0.1": {"delta": 0.1},
@@ -98,17 +109,27 @@ THINKING_METHODS: dict[str, dict[str, Any]] = {
     "eq9": {"variant": "sequence", "max_steps": 20},
     "grpo": {"method": "grpo", "max_steps": 20},
     "grpo_length": {"method": "grpo_length", "max_steps": 20},
+    "beyond_reach": {},  # a fifth of the training questions is deeper than dial-thinker can reach
 }
+BEYOND = range(MAX_DEPTH + 1, MAX_DEPTH + 5)
 
 
-def thinking_training_rows(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def thinking_training_rows(
+    seed: int, *, beyond: bool = False
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Questions to train on with the reference's accuracy, the same for every seed, and others to watch."""
     model, tokenizer = load_policy("dial-thinker")
-    rows = thinking.dial_rows(sample_questions(768, seed=50, distinct=True), tokenizer)
-    path = RUNS / "05_adaptthink" / "reference_samples.jsonl"
-    reference = thinking.sample_reference(model, tokenizer, rows, path, say=print)
+    questions = {"reference_samples": sample_questions(768, seed=50, distinct=True)}
+    if beyond:
+        questions["reference_samples_beyond"] = sample_questions(192, seed=50, depths=BEYOND, distinct=True)
+    rows = []
+    for name, asked in questions.items():
+        path = RUNS / "05_adaptthink" / f"{name}.jsonl"
+        asked_rows = thinking.dial_rows(asked, tokenizer)
+        reference = thinking.sample_reference(model, tokenizer, asked_rows, path, say=print)
+        rows += thinking.with_reference(asked_rows, reference)
     watched = sample_questions(240, seed=seed + 51, split="validation")
-    return thinking.with_reference(rows, reference), thinking.dial_rows(watched, tokenizer)
+    return rows, thinking.dial_rows(watched, tokenizer)
 
 
 def thinking_baseline(method: str, seed: int, run: Run) -> tuple[Any, Any, dict[str, Any]]:
@@ -139,17 +160,19 @@ def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
         model, tokenizer, facts = thinking_baseline(method, seed, run)
     else:
         config = replace(adaptthink.AdaptThinkConfig.cpu(), seed=seed, **THINKING_METHODS[method])
-        rows, watched = thinking_training_rows(seed)
+        rows, watched = thinking_training_rows(seed, beyond=method == "beyond_reach")
         model, tokenizer, facts = adaptthink.train_adaptthink(config, rows, watched, run, say=print)
     prefix = thinking.CLOSE if method == "nothinking" else ""
     balanced = sample_questions(1500, seed=seed + 52, split="test")
     deep = sample_questions(1200, seed=seed + 53, split="test", depths=range(1, MAX_DEPTH + 1), distinct=True)
+    deeper = sample_questions(400, seed=seed + 54, split="test", depths=BEYOND, distinct=True)
     found = [
         thinking.respond(model, tokenizer, thinking.dial_rows(questions, tokenizer), prefix=prefix, seed=seed)
-        for questions in (balanced, deep)
+        for questions in (balanced, deep, deeper)
     ]
     summary = thinking.thinking_summary(found[0])
-    summary["depths"] = thinking.thinking_summary(found[1])["depths"]
+    for asked in found[1:]:
+        summary["depths"] |= thinking.thinking_summary(asked)["depths"]
     return Outcome(summary, facts, model, tokenizer)
 
 
@@ -190,13 +213,25 @@ def read_runs(number: str, method: str) -> tuple[pd.DataFrame, list[dict[str, An
 
 
 def thinned(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """At most `MOST_ROWS` rows, each the mean of a few that follow one another; five digits, no details."""
-    table = pd.DataFrame(rows)
-    table = table[[name for name in table if not name.startswith(DETAILS)]]
-    windows = table.groupby(table.index // math.ceil(len(table) / MOST_ROWS))
-    table = windows.mean().assign(step=windows["step"].last())
+    """Evaluations as they are, and of training at most `MOST_ROWS` means of rows that follow one another.
+
+    Five digits, no details.
+    """
+    is_evaluation = [any(name.startswith("eval_") for name in row) for row in rows]
+    evaluated, trained = (
+        [r for r, e in zip(rows, is_evaluation, strict=True) if e == kind] for kind in (1, 0)
+    )
+    table = pd.DataFrame(trained)
+    windows = table.groupby(table.index // max(1, math.ceil(len(table) / MOST_ROWS)))
+    means = windows.mean().assign(step=windows["step"].last()) if trained else table
+    kept = [*evaluated, *(row.dropna().to_dict() for _, row in means.iterrows())]
     return [
-        {name: float(f"{value:.5g}") for name, value in row.dropna().items()} for _, row in table.iterrows()
+        {
+            name: float(f"{value:.5g}")
+            for name, value in row.items()
+            if not name.removeprefix("eval_").startswith(DETAILS)
+        }
+        for row in sorted(kept, key=lambda row: row["step"])
     ]
 
 

@@ -7,27 +7,32 @@ merge the colon that ends the prompt with the tag that opens the response, into 
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import torch
 import trl
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lib.callbacks import RunCallback
 from lib.formats import ReasoningFormat, detect_format
-from lib.models import add_lora, load_policy, memory_mb, quiet, start_embeddings, trained_parameters
+from lib.models import add_lora, load_policy, memory_mb, start_embeddings, trained_parameters
 from lib.rows import RowError, file_rows
-from lib.runs import Run, peak_memory_mb
+from lib.runs import Run
+from lib.training import (
+    accumulation_steps,
+    device_memory_mb,
+    no_noise,
+    prepare,
+    run_training,
+    shared_arguments,
+    trained_dtype,
+)
 
 IGNORED = -100  # the label of a token without loss
 OPENING = 12  # tokens that surely hold the opening tag
@@ -94,17 +99,6 @@ class SFTConfig:
     @property
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.precision)
-
-
-def accumulation_steps(batch_size: int, micro_batch_size: int, processes: int) -> int:
-    """Micro-batches per step, so that a step holds `batch_size` responses however many processes share it."""
-    steps, rest = divmod(batch_size, micro_batch_size * processes)
-    if rest or not steps:
-        raise ValueError(
-            f"a batch of {batch_size} cannot be shared by {processes} processes in micro-batches of "
-            f"{micro_batch_size}: make batch_size a multiple of {micro_batch_size * processes}"
-        )
-    return steps
 
 
 # ---- data --------------------------------------------------------------------------------------
@@ -288,13 +282,6 @@ class SFTTrainer(trl.SFTTrainer):
         super().log(logs, start_time)
 
 
-def device_memory_mb() -> float:
-    """The most memory used so far, in MB: of the accelerator where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return peak_memory_mb()
-
-
 # ---- training ----------------------------------------------------------------------------------
 
 
@@ -308,17 +295,16 @@ def make_trainer(
 ) -> SFTTrainer:
     """The trainer of a run on rows with `prompt` and `completion`; nothing is trained yet."""
     set_seed(config.seed)
-    full = config.method == "full"  # its own weights are trained, so they stay in full precision
-    model, tokenizer = load_policy(
-        config.base, quantised=config.method == "qlora", dtype=torch.float32 if full else config.dtype
-    )
+    full = config.method == "full"
+    dtype = trained_dtype(config.precision, full=full)
+    model, tokenizer = load_policy(config.base, quantised=config.method == "qlora", dtype=dtype)
     start_embeddings(model, tokenizer, config.new_tokens)
     if not full:
         model = add_lora(
             model, rank=config.rank, alpha=config.alpha, train_embeddings=bool(config.new_tokens)
         )
     arguments = trl.SFTConfig(
-        output_dir=str(run.checkpoint),
+        **shared_arguments(run.checkpoint, seed=config.seed, precision=config.precision),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps,
         per_device_train_batch_size=config.micro_batch_size,
@@ -329,8 +315,6 @@ def make_trainer(
         packing=config.packing,
         eval_packing=False,
         max_length=config.max_length,
-        bf16=config.dtype == torch.bfloat16,
-        use_cpu=not torch.accelerator.is_available(),
         gradient_checkpointing=config.gradient_checkpointing,
         logging_steps=config.log_every,
         logging_first_step=True,
@@ -341,12 +325,6 @@ def make_trainer(
         load_best_model_at_end=True,
         metric_for_best_model="eval_perplexity",
         greater_is_better=False,
-        seed=config.seed,
-        data_seed=config.seed,
-        ddp_find_unused_parameters=False,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
     )
     arguments.gradient_accumulation_steps = accumulation_steps(
         config.batch_size, config.micro_batch_size, arguments.world_size
@@ -360,12 +338,7 @@ def make_trainer(
         weighting=config.weighting,
         callbacks=[callback] if callback else [],
     )
-    trainer.remove_callback(PrinterCallback)
-    if config.dtype == torch.float32:
-        # TRL keeps adapters on a quantised base in bfloat16, where a small update is rounded away.
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    prepare(trainer, config.precision)
     return trainer
 
 
@@ -391,33 +364,15 @@ def train_sft(
         faults = masking_faults(next(iter(trainer.get_train_dataloader())), tokenizer.eos_token_id)
         if faults:
             raise ValueError("The first batch would teach the wrong thing: " + "; ".join(faults))
-        if trainer.is_world_process_zero() and (run.checkpoint / "result").exists():
-            shutil.rmtree(run.checkpoint)
-        trainer.accelerator.wait_for_everyone()
-        resume_from = last_checkpoint(run.checkpoint)
-        if trainer.is_world_process_zero():
-            run.rewind(int(resume_from.name.rpartition("-")[2]) if resume_from else 0)
-        begun = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    if callback.interrupted:
-        raise KeyboardInterrupt(
-            f"saved at step {trainer.state.global_step}; the same call goes on from there"
-        )
-    trainer.save_model(str(run.checkpoint / "result"))
+        facts = run_training(trainer, run, callback)
     logged = [row["tokens_per_second"] for row in run.metrics() if "tokens_per_second" in row]
-    facts = {
-        "config": asdict(config),
-        "steps": trainer.state.global_step,
-        "seconds": round(time.monotonic() - begun, 1),
-        "threads": torch.get_num_threads(),
-        "processes": trainer.accelerator.num_processes,
-        "resumed": resume_from is not None,
+    facts = {"config": asdict(config)} | facts
+    facts |= {
         "rows": len(rows),
         "too_long": len(rows) - len(trainer.train_dataset) if not config.packing else None,
         "best_step": trainer.state.best_global_step,
         "perplexity": trainer.state.best_metric,
         "tokens_per_second": round(statistics.median(logged)),
-        "memory_mb": round(device_memory_mb()),
         "model_mb": round(memory_mb(trainer.model), 2),
         "trained_parameters": trained_parameters(trainer.model),
     }
@@ -433,19 +388,3 @@ def train(config: Mapping[str, Any]) -> dict[str, Any]:
     run = Run(Path(config["folder"]), config)
     _, _, facts = train_sft(SFTConfig(**config["sft"]), rows, validation_rows, run, say=print)
     return facts
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that a kill did not cut short: its trainer state is written last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-@contextmanager
-def no_noise() -> Iterator[None]:
-    """Keep progress bars and warnings about the libraries' own calls out of the notebook."""
-    datasets.disable_progress_bars()
-    # Reloading the best of a model with tied embeddings, transformers misses the tied copy.
-    with warnings.catch_warnings(), quiet("transformers"):
-        warnings.simplefilter("ignore", FutureWarning)  # TRL's calls of its own deprecated names
-        yield

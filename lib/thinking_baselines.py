@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 import trl
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lib.callbacks import RunCallback
 from lib.models import load_policy
 from lib.runs import Run
-from lib.sft import no_noise
 from lib.thinking import CLOSE, respond
+from lib.training import no_noise, prepare, shared_arguments
 
 
 def sample_modes(
@@ -106,20 +104,14 @@ def train_dpo(
     with no_noise():
         model, tokenizer = load_policy(base)
         arguments = trl.DPOConfig(
-            output_dir=str(Path(run.checkpoint)),
+            **shared_arguments(run.checkpoint, seed=seed, precision="float32"),
             max_steps=steps,
             per_device_train_batch_size=batch_size,
             learning_rate=learning_rate,
             beta=beta,
-            bf16=False,
-            use_cpu=not torch.accelerator.is_available(),
             gradient_checkpointing=False,
             logging_steps=5,
             save_strategy="no",
-            seed=seed,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.accelerator.is_available(),
         )
         trainer = trl.DPOTrainer(
             model=model,
@@ -129,6 +121,6 @@ def train_dpo(
             processing_class=tokenizer,
             callbacks=[RunCallback(run, say=say)],
         )
-        trainer.remove_callback(PrinterCallback)
+        prepare(trainer, "float32")
         trainer.train()
     return trainer.model.eval(), tokenizer

@@ -483,6 +483,27 @@ def test_rollouts_are_forced_half_and_half_and_capped(base, rows, tmp_path):
     assert logged["nothinking/tokens/mean"][0] <= 6 < logged["thinking/tokens/mean"][0]
 
 
+def test_thinking_may_begin_with_any_word_but_the_closing_tag(base, rows, tmp_path):
+    """On policy, pi / pi_IS of a response that thinks is 2 (1 - P(</think>)), whatever its first word."""
+    config = tiny(base, force_start=False, variant="sequence")
+    trainer = make_trainer(config, with_accuracy(rows), rows[:4], Run(tmp_path, {}))
+    close = trainer.modes.close
+    with torch.no_grad():  # a model that would nearly always close at once
+        trainer.model.lm_head.weight[close] += 3 * trainer.model.lm_head.weight.abs().max()
+    _, batch = rollout(trainer)
+    first, skips = batch["completion_ids"][:, 0], batch["is_nothinking"]
+    assert skips.tolist() == [True, True, False, False] * 4
+    assert (first[skips] == close).all() and (first[~skips] != close).all()
+    assert first[~skips].unique().numel() > 1 and batch["completion_mask"].sum(1).max() == 20
+    assert trainer.generation_config.begin_suppress_tokens is None
+    ratios = []
+    trainer._log_ratio = lambda ratio, *rest: ratios.append(ratio[:, 0])
+    trainer._compute_loss(trainer.model, batch)
+    chance = batch["log_p_nothinking"].exp()
+    expected = torch.where(skips, chance / 0.5, (1 - chance) / 0.5)
+    torch.testing.assert_close(ratios[0], expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_trainer_computes_the_formula(base, rows, tmp_path, variant):
     config = tiny(base, variant=variant, micro_batch_size=8, nothinking_ratio=0.25)
@@ -523,8 +544,10 @@ def test_training_logs_both_modes_saves_and_resumes(base, rows, tmp_path):
     _, _, facts = train_adaptthink(config, with_accuracy(rows), rows[:6], run)
     assert facts["resumed"] and facts["steps"] == 4
     logged = run.metrics()
-    assert train_adaptthink(config, with_accuracy(rows), rows[:6], run)[2] == facts  # not repeated
-    assert run.metrics() == logged
+    again = train_adaptthink(config, with_accuracy(rows), rows[:6], run)[2]
+    assert again["steps"] == 4 and not again["resumed"], "a finished run starts anew"
+    steps = [[row["step"] for row in found if "loss" in row] for found in (run.metrics(), logged)]
+    assert steps[0] == steps[1] and [row["step"] for row in run.metrics()].count(0) == 1
     train = [row for row in logged if "loss" in row]
     watched = [row for row in logged if "eval_log_p_nothinking" in row]
     assert [row["step"] for row in train] == [1, 2, 3, 4]

@@ -43,7 +43,6 @@ from lib.sft import (
     IGNORED,
     OPENING_WEIGHT,
     SFTConfig,
-    accumulation_steps,
     encode,
     encode_rows,
     loss_weights,
@@ -52,6 +51,7 @@ from lib.sft import (
     read_rows,
     train_sft,
 )
+from lib.training import accumulation_steps
 
 
 def dial_rows(count, seed, split):

@@ -21,7 +21,7 @@ from lib.ada_grpo import AdaGRPOConfig, AdaGRPOTrainer, question_rows, training_
 from lib.dial import sample_questions
 from lib.models import load_policy
 from lib.rewards import accuracy_reward
-from lib.sft import no_noise
+from lib.training import no_noise
 
 TOKENS = 60  # of every response
 
