@@ -137,7 +137,7 @@ def test_a_failing_process_is_named_with_its_own_traceback(capsys):
     assert "launch_functions:fail_in_the_last failed in process 1 (of 0 to 1)" in message
     assert message.endswith("ValueError: the cat ate the batch")
     assert 'launch_functions.py", line' in message
-    assert time.monotonic() - begun < 20  # process 0 waits in a collective, and must be ended
+    assert time.monotonic() - begun < 60  # process 0 waits in a collective, and must be ended
     assert "elastic" not in capsys.readouterr().out  # the launcher's own report stays out of the cell
 
 
@@ -145,7 +145,7 @@ def test_a_killed_process_does_not_leave_the_other_hanging():
     begun = time.monotonic()
     with pytest.raises(LaunchError, match=r"process 1 \(of 0 to 1\) was killed by SIGKILL.*memory"):
         run("launch_functions:die_in_the_last", {}, num_processes=2)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
 
 
 def test_the_error_of_one_process_is_its_own():
@@ -177,7 +177,8 @@ def start_waiting(tmp_path):
     parents = []
 
     def start(function: str) -> tuple[subprocess.Popen, list[int]]:
-        code = (
+        code = (  # a shell that starts pytest with & lets its children ignore Ctrl-C
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "import torch; torch.accelerator.is_available = lambda: False\n"
             f"from lib.launch import run; run({function!r}, {{'folder': {str(tmp_path)!r}}}, num_processes=2)"
         )
@@ -209,7 +210,7 @@ def test_ctrl_c_ends_all_processes_after_they_could_save(start_waiting, tmp_path
     parent, pids = start_waiting("launch_functions:wait_politely")
     assert all(is_running(pid) for pid in pids)
     press_ctrl_c(parent)
-    _, errors = parent.communicate(timeout=30)
+    _, errors = parent.communicate(timeout=120)  # the launcher kills what has not ended after 30 s
     assert errors.strip().endswith("KeyboardInterrupt")
     assert not any(is_running(pid) for pid in pids)
     assert (tmp_path / "0.saved").exists() and (tmp_path / "1.saved").exists()
@@ -222,13 +223,13 @@ def test_a_second_ctrl_c_does_not_wait(start_waiting):
     assert parent.poll() is None and all(is_running(pid) for pid in pids)
     begun = time.monotonic()
     press_ctrl_c(parent)
-    parent.communicate(timeout=20)
-    assert time.monotonic() - begun < 5
-    assert wait_until(lambda: not any(is_running(pid) for pid in pids), 5)
+    parent.communicate(timeout=60)
+    assert time.monotonic() - begun < 20  # and not 30 s, after which the launcher kills
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids), 20)
 
 
 def test_a_killed_notebook_leaves_no_process_behind(start_waiting):
     parent, pids = start_waiting("launch_functions:wait")
     parent.kill()
-    parent.communicate(timeout=20)
-    assert wait_until(lambda: not any(is_running(pid) for pid in pids), 10)
+    parent.communicate(timeout=60)
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids), 20)
