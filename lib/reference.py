@@ -106,6 +106,7 @@ THINKING_METHODS: dict[str, dict[str, Any]] = {
     "delta_0.02": {"delta": 0.02},
     "delta_0.1": {"delta": 0.1},
     "delta_0.3": {"delta": 0.3},
+    "free_start_delta_0.3": {"delta": 0.3, "force_start": False},
     "eq9": {"variant": "sequence", "max_steps": 20},
     "grpo": {"method": "grpo", "max_steps": 20},
     "grpo_length": {"method": "grpo_length", "max_steps": 20},
