@@ -5,7 +5,8 @@ python -m lib.bandit_study learned --seeds 2
 
 The rewards are drawn from the shipped table of p(correct), so the expected reward of every choice is known.
 Training questions are of the validation split, test questions of the test split; the frozen LLM learnt from
-neither. All methods that learn get the same number of answers.
+neither. The settings were chosen on other draws of questions, and on other simulated surfaces. All methods
+that learn get the same number of answers.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from lib.runs import ROOT, provenance, read_json, write_json
 RUNS = ROOT / "data" / "reference_runs" / "06_adareasoner"
 SURFACE_RUNS = ROOT / "data" / "reference_runs" / "06_simulated_surface"
 TRAIN, TEST = 200, 900  # questions; the paper has 100 for training
+NEW_DRAWS = 1000  # added to the seed of a draw of questions: settings were tried on draws 0 to 9
 NORM = 5.0  # length of an embedding: shorter ones learn too slowly, longer ones settle too early
 NEUTRAL = ("think", 3)  # the configuration in which a question is embedded
 SHOTS = (25, 50, 100, 400)  # beside the 200 of "learned"
@@ -79,8 +81,8 @@ def embed(questions: Sequence[Question]) -> torch.Tensor:
 def worlds(seed: int, *, shots: int = TRAIN, tests: int = TEST) -> tuple[World, World]:
     """Training and test questions; embeddings are standardised by the training questions."""
     splits = [
-        sample_kind_questions(shots, seed=seed, split="validation"),
-        sample_kind_questions(tests, seed=seed, split="test"),
+        sample_kind_questions(shots, seed=NEW_DRAWS + seed, split="validation"),
+        sample_kind_questions(tests, seed=NEW_DRAWS + seed, split="test"),
     ]
     embeddings = [embed(questions) for questions in splits]
     mean, deviation = embeddings[0].mean(0), embeddings[0].std(0).clamp_min(1e-6)
@@ -249,11 +251,15 @@ def _mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
 
 # ---- the simulated surface ---------------------------------------------------------------------
 
+# 64 answers an update: on surfaces 1000 to 1029 of the paper's size 32 ended between .86 and 1, 64 above .92.
 SURFACE_RULES: dict[str, dict[str, Any]] = {
-    "ours": {},
+    "ours": {"batch_size": 64},
+    "ours_32_answers": {"batch_size": 32},
+    "ours_128_answers": {"batch_size": 128},
     # ten times the code's learning rate, so that 400 updates show what the rule does
-    "released": RELEASED | {"learning_rate": 0.01},
-    "released_sign_mended": RELEASED | {"learning_rate": 0.01, "update": "released_flipped"},
+    "released": RELEASED | {"learning_rate": 0.01, "batch_size": 64},
+    "released_sign_mended": RELEASED
+    | {"learning_rate": 0.01, "batch_size": 64, "update": "released_flipped"},
 }
 
 
@@ -271,7 +277,7 @@ def surface_shares(seed: int, space: ActionSpace = SPACE) -> dict[str, dict[str,
     for name, changes in SURFACE_RULES.items():
         torch.manual_seed(seed)
         policy = ConfigurationPolicy(embeddings.shape[1], space)
-        released = name != "ours"
+        released = name.startswith("released")
         rewards = (lambda q, a, seed: surface.expected(q, a)) if released else surface
         trainer = BanditTrainer(policy, embeddings, rewards, BanditConfig(seed=seed, **changes))
         trainer.train()
@@ -286,6 +292,16 @@ def surface_shares(seed: int, space: ActionSpace = SPACE) -> dict[str, dict[str,
             "regret_second_half": regrets[-1].item() - half,
         }
     return found
+
+
+def surface_over_seeds(space: str) -> pd.DataFrame:
+    """The shipped shares of a space, "dial" or "paper": mean, 95 % interval and least, a row per rule."""
+    summaries = [read_json(path) for path in sorted(SURFACE_RUNS.glob(f"{space}/seed_*/summary.json"))]
+    rows = {}
+    for rule in summaries[0]:
+        shares = pd.Series([summary[rule]["share"] for summary in summaries])
+        rows[rule] = (*_mean_and_interval(shares), shares.min(), len(shares))
+    return pd.DataFrame(rows, index=["mean", "low", "high", "least", "seeds"]).T
 
 
 def main() -> None:
