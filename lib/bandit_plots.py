@@ -83,9 +83,10 @@ def intervals(frame: pd.DataFrame, *, xlabel: str, lines: Mapping[str, float]) -
     ax.errorbar(frame["mean"], places, xerr=errors, fmt="o", color="black", ms=5, capsize=3)
     for (name, value), style in zip(lines.items(), ("--", ":"), strict=False):
         ax.axvline(value, color="0.4", ls=style, lw=1)
-        ax.text(value, -0.9, name, ha="center", fontsize=9, color="0.25")
+        above = ax.get_xaxis_transform()  # x in data, y in shares of the axis
+        ax.text(value, 1.01, name, ha="center", va="bottom", fontsize=9, color="0.25", transform=above)
     ax.set_yticks(places, frame.index)
-    ax.set(xlabel=xlabel, ylim=(len(frame) - 0.4, -1.2))
+    ax.set(xlabel=xlabel, ylim=(len(frame) - 0.4, -0.6))
     return figure
 
 
@@ -109,6 +110,7 @@ def shots_curve(frame: pd.DataFrame, lines: Mapping[str, float]) -> Figure:
     for (name, value), style in zip(lines.items(), ("--", ":"), strict=False):
         ax.axhline(value, color="0.4", ls=style, lw=1)
         ax.text(frame["shots"].max(), value + 0.01, name, ha="right", fontsize=9, color="0.25")
+    ax.margins(y=0.12)  # room for the name of the highest line
     ax.set(xscale="log", xlabel="training questions (log scale)", ylabel="expected reward on test questions")
     ax.set_xticks(frame["shots"], [str(shots) for shots in frame["shots"]])
     ax.minorticks_off()

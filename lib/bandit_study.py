@@ -2,10 +2,12 @@
 
 python -m lib.bandit_study                    every method, 10 seeds, to data/reference_runs/06_adareasoner
 python -m lib.bandit_study learned --seeds 2
+python -m lib.bandit_study --trials           how the setting for the simulated surface was chosen
 
 The rewards are drawn from the shipped table of p(correct), so the expected reward of every choice is known.
 Training questions are of the validation split, test questions of the test split; the frozen LLM learnt from
-neither. All methods that learn get the same number of answers.
+neither. The settings were chosen on other draws of questions, and on other simulated surfaces. All methods
+that learn get the same number of answers.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from lib.adareasoner import (
     BanditConfig,
     BanditTrainer,
     ConfigurationPolicy,
+    Environment,
     JointPolicy,
     Policy,
     choose,
@@ -43,6 +46,7 @@ from lib.runs import ROOT, provenance, read_json, write_json
 RUNS = ROOT / "data" / "reference_runs" / "06_adareasoner"
 SURFACE_RUNS = ROOT / "data" / "reference_runs" / "06_simulated_surface"
 TRAIN, TEST = 200, 900  # questions; the paper has 100 for training
+NEW_DRAWS = 1000  # added to the seed of a draw of questions: settings were tried on draws 0 to 9
 NORM = 5.0  # length of an embedding: shorter ones learn too slowly, longer ones settle too early
 NEUTRAL = ("think", 3)  # the configuration in which a question is embedded
 SHOTS = (25, 50, 100, 400)  # beside the 200 of "learned"
@@ -79,8 +83,8 @@ def embed(questions: Sequence[Question]) -> torch.Tensor:
 def worlds(seed: int, *, shots: int = TRAIN, tests: int = TEST) -> tuple[World, World]:
     """Training and test questions; embeddings are standardised by the training questions."""
     splits = [
-        sample_kind_questions(shots, seed=seed, split="validation"),
-        sample_kind_questions(tests, seed=seed, split="test"),
+        sample_kind_questions(shots, seed=NEW_DRAWS + seed, split="validation"),
+        sample_kind_questions(tests, seed=NEW_DRAWS + seed, split="test"),
     ]
     embeddings = [embed(questions) for questions in splits]
     mean, deviation = embeddings[0].mean(0), embeddings[0].std(0).clamp_min(1e-6)
@@ -250,10 +254,25 @@ def _mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
 # ---- the simulated surface ---------------------------------------------------------------------
 
 SURFACE_RULES: dict[str, dict[str, Any]] = {
-    "ours": {},
+    "ours": {"batch_size": 64},  # chosen by SURFACE_TRIALS
+    "ours_32_answers": {"batch_size": 32},
+    "ours_128_answers": {"batch_size": 128},
     # ten times the code's learning rate, so that 400 updates show what the rule does
-    "released": RELEASED | {"learning_rate": 0.01},
-    "released_sign_mended": RELEASED | {"learning_rate": 0.01, "update": "released_flipped"},
+    "released": RELEASED | {"learning_rate": 0.01, "batch_size": 64},
+    "released_sign_mended": RELEASED
+    | {"learning_rate": 0.01, "batch_size": 64, "update": "released_flipped"},
+}
+
+SURFACE_TRIALS: dict[str, dict[str, Any]] = {
+    "32 answers": {"batch_size": 32},
+    "64 answers": {"batch_size": 64},
+    "128 answers": {"batch_size": 128},
+    "32, half the rate": {"learning_rate": 2.5e-3},
+    "32, twice the rate": {"learning_rate": 1e-2},
+    "32, no annealing": {"schedule": "constant"},
+    "32, half the bonus": {"entropy_bonus": 0.025},
+    "32, twice the bonus": {"entropy_bonus": 0.1},
+    "32, z-score": {"baseline": "zscore"},
 }
 
 
@@ -269,14 +288,11 @@ def surface_shares(seed: int, space: ActionSpace = SPACE) -> dict[str, dict[str,
     best = surface.optimal(index).mean()
     found = {"random": {"share": (surface.values[surface.contexts].mean() / best).item()}}
     for name, changes in SURFACE_RULES.items():
-        torch.manual_seed(seed)
-        policy = ConfigurationPolicy(embeddings.shape[1], space)
-        released = name != "ours"
+        released = name.startswith("released")
         rewards = (lambda q, a, seed: surface.expected(q, a)) if released else surface
-        trainer = BanditTrainer(policy, embeddings, rewards, BanditConfig(seed=seed, **changes))
-        trainer.train()
+        trainer = _train_on_surface(space, embeddings, rewards, seed, changes)
         tau = trainer.config.temperature(trainer.step) if released else None
-        actions = choose(policy, embeddings, temperature=tau, seed=seed).actions
+        actions = choose(trainer.policy, embeddings, temperature=tau, seed=seed).actions
         logged = [torch.tensor([d[key] for d in trainer.decisions]) for key in ("question", "action")]
         regrets = regret(surface, *logged)
         half = regrets[len(regrets) // 2].item()
@@ -288,12 +304,56 @@ def surface_shares(seed: int, space: ActionSpace = SPACE) -> dict[str, dict[str,
     return found
 
 
+def _train_on_surface(
+    space: ActionSpace, embeddings: torch.Tensor, rewards: Environment, seed: int, changes: dict[str, Any]
+) -> BanditTrainer:
+    """A fresh policy after its 400 updates."""
+    torch.manual_seed(seed)
+    policy = ConfigurationPolicy(embeddings.shape[1], space)
+    trainer = BanditTrainer(policy, embeddings, rewards, BanditConfig(seed=seed, **changes))
+    trainer.train()
+    return trainer
+
+
+def surface_trials(seeds: Sequence[int] = range(1000, 1030)) -> dict[str, dict[str, float]]:
+    """How SURFACE_TRIALS end on surfaces of the paper's size that are not reported: mean and least share."""
+    space, found = ActionSpace.paper(), {}
+    for name, changes in SURFACE_TRIALS.items():
+        shares = []
+        for seed in seeds:
+            embeddings, surface = simulated_surface(space, seed=seed)
+            index = torch.arange(len(embeddings))
+            trainer = _train_on_surface(space, embeddings, surface, seed, changes)
+            reward = surface.expected(index, choose(trainer.policy, embeddings).actions).mean()
+            shares.append((reward / surface.optimal(index).mean()).item())
+        mean, low, high = _mean_and_interval(pd.Series(shares))
+        found[name] = {"share": mean, "low": low, "high": high, "least": min(shares)}
+        print(f"{name:24} {mean:.3f} [{low:.3f}, {high:.3f}]", flush=True)
+    return found
+
+
+def surface_over_seeds(space: str) -> pd.DataFrame:
+    """The shipped shares of a space, "dial" or "paper": mean, 95 % interval and least, a row per rule."""
+    summaries = [read_json(path) for path in sorted(SURFACE_RUNS.glob(f"{space}/seed_*/summary.json"))]
+    rows = {}
+    for rule in summaries[0]:
+        shares = pd.Series([summary[rule]["share"] for summary in summaries])
+        rows[rule] = (*_mean_and_interval(shares), shares.min(), len(shares))
+    return pd.DataFrame(rows, index=["mean", "low", "high", "least", "seeds"]).T
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="*", default=METHODS)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--trials", action="store_true", help="only how the surface's setting was chosen")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.trials:
+        write_json(SURFACE_RUNS / "trials" / "summary.json", surface_trials())
+        facts = provenance(command="python -m lib.bandit_study --trials", surfaces="1000 to 1029")
+        write_json(SURFACE_RUNS / "trials" / "provenance.json", facts)
+        return
     for seed in range(given.seeds):
         for name in given.methods:
             folder = RUNS / name / f"seed_{seed}"

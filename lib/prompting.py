@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
@@ -68,6 +69,22 @@ def read_reply(reply: str) -> str | None:
 
 
 # ---- baselines that sample ---------------------------------------------------------------------
+
+
+@dataclass
+class Metered:
+    """A frozen LLM with a meter: `tokens` adds up `count(reply)`, and `no_reply` for each that is None."""
+
+    llm: LLM
+    count: Callable[[str], int]
+    no_reply: int = 0
+    tokens: int = 0
+
+    def ask(self, requests: Sequence[Request]) -> list[str | None]:
+        """The replies of the LLM behind it, cached ones counted as well."""
+        replies = self.llm.ask(requests)
+        self.tokens += sum(self.no_reply if reply is None else self.count(reply) for reply in replies)
+        return replies
 
 
 def sample(
@@ -159,12 +176,33 @@ def tree_of_thoughts(
 # ---- extensions, named once in the paper and specified nowhere ------------------------------------
 
 
-def reflect(llm: LLM, prompt: str, reply: str, *, temperature: float = 0.0, seed: int = 0) -> str | None:
-    """Self-reflection: show the model its reply and ask for a critique and a revised one."""
-    again = (
-        f"{prompt}\n\nA first attempt:\n{reply}\n\nSay what is wrong with it, if anything. Then answer again."
-    )
-    return llm.ask([Request(again, temperature, seed)])[0]
+REFLECTION = """\
+{prompt}
+
+A first attempt:
+{reply}
+
+Say what is wrong with it, if anything. Then answer again."""
+
+
+def reflect(
+    llm: LLM,
+    prompts: Sequence[str],
+    replies: Sequence[str | None],
+    *,
+    ask: str = REFLECTION,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str | None]:
+    """Self-reflection: show the model its replies and ask for revised ones; None as a reply stays None.
+
+    `ask` holds {prompt} and {reply}. The first reply stands where the second did not come.
+    """
+    places = [place for place, reply in enumerate(replies) if reply is not None]
+    again = [ask.format(prompt=prompts[place], reply=replies[place]) for place in places]
+    second = llm.ask([Request(text, temperature, seed) for text in again])
+    revised = {place: reply for place, reply in zip(places, second, strict=True) if reply is not None}
+    return [revised.get(place, reply) for place, reply in enumerate(replies)]
 
 
 def select_by_cluster(

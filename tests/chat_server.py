@@ -1,7 +1,12 @@
-"""An OpenAI-compatible chat server on this machine, which answers as a test tells it to."""
+"""Chat servers on this machine: one that answers as a test tells it to, and `transformers serve`."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,3 +54,24 @@ def serving(answer):
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def transformers_serving(checkpoint, log, *, patience=180.0):
+    """`transformers serve` for a checkpoint, on a port that the system picks; yields url and process."""
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(checkpoint)]
+    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", "0"]
+    offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | offline)
+    deadline = time.monotonic() + patience
+    try:
+        # It says so once the checkpoint is loaded and the port is open.
+        while not (running := re.search(r"running on (http://[\d.:]+)", log.read_text())):
+            assert process.poll() is None, f"the server ended:\n{log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"no server within {patience:g} s:\n{log.read_text()[-2000:]}"
+            time.sleep(0.05)
+        yield f"{running[1]}/v1", process
+    finally:
+        process.kill()
+        process.wait()

@@ -1,4 +1,4 @@
-"""Training against a real server on loopback that serves the dial LLM, and fails in the known ways."""
+"""Training through a chat server on loopback: one that fails on demand, and `transformers serve`."""
 
 import math
 import threading
@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from chat_server import completion, serving
+from chat_server import completion, serving, transformers_serving
 
 from lib import dial_llm
 from lib.adareasoner import (
@@ -46,8 +46,8 @@ def answering(dial, lock):
     return answer
 
 
-def trainer(url, folder, run=None, **options):
-    server = ChatServer(url, "m", folder, **{"backoff": 0.01, "retries": 1, "timeout": 5.0, **options})
+def trainer(url, folder, run=None, *, updates=4, model="m", **options):
+    server = ChatServer(url, model, folder, **{"backoff": 0.01, "retries": 1, "timeout": 5.0, **options})
     environment = LLMEnvironment(
         ServerLLM(server),
         QUESTIONS,
@@ -57,7 +57,7 @@ def trainer(url, folder, run=None, **options):
     )
     torch.manual_seed(0)
     embeddings = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
-    config = BanditConfig(updates=4, batch_size=6, save_every=1)
+    config = BanditConfig(updates=updates, batch_size=6, save_every=1)
     return BanditTrainer(ConfigurationPolicy(8, SPACE), embeddings, environment, config, run)
 
 
@@ -160,3 +160,87 @@ def test_a_server_that_refuses_all_stops_at_once_and_keeps_the_checkpoint(tmp_pa
             made.train()
     assert made.step == 0 and (run.checkpoint / "policy.safetensors").exists()
     assert not any(math.isnan(x) for x in weights(made).tolist())
+
+
+# ---- a real server: `transformers serve` with the dial LLM's checkpoint
+
+
+@pytest.fixture(scope="module")
+def chat_checkpoint(tmp_path_factory):
+    """A copy of the dial LLM that a chat server can serve: the one message is the prompt, as it is."""
+    model, tokenizer = load_policy("dial-llm")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    # Without this, the server reads replies of this architecture as Qwen's, with other end marks.
+    fields = {"content": {"close": tokenizer.eos_token, "content": "text"}}
+    tokenizer.response_template = {"start_anchor": "Assistant:", "fields": fields}
+    model.generation_config.do_sample = True  # else the server answers greedily whatever it is asked
+    folder = tmp_path_factory.mktemp("dial-llm")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(chat_checkpoint, tmp_path_factory):
+    with transformers_serving(chat_checkpoint, tmp_path_factory.mktemp("server") / "log") as (url, _):
+        yield url
+
+
+def test_a_real_server_replies_as_the_local_model_does(dial, served, chat_checkpoint, tmp_path):
+    server = ChatServer(served, str(chat_checkpoint), tmp_path, timeout=60.0)
+    remote = ServerLLM(server, max_tokens=dial.max_new_tokens, top_p=1.0)
+    prompts = [dial_llm.prompt(q, style, 4) for q in QUESTIONS for style in dial_llm.STYLES]
+    requests = [Request(prompt, 0.0) for prompt in prompts]
+    assert remote.ask(requests) == dial.ask(requests)
+    sampled = [Request(prompts[0], 1.0, seed) for seed in range(8)]
+    assert len(set(remote.ask(sampled))) > 1
+    assert ServerLLM(server, max_tokens=3).ask(requests[:1]) == [None]  # cut off: no answer
+    refused = ChatServer(served, "another-model", tmp_path)
+    assert "pinned" in refused.ask([{"messages": [], "max_tokens": 1}], show=lambda _: None)[0].problem
+
+
+def test_a_policy_is_trained_through_a_real_server(dial, served, chat_checkpoint, tmp_path):
+    made = trainer(served, tmp_path, model=str(chat_checkpoint), timeout=60.0)
+    begun = weights(made)
+    made.train()
+    assert made.step == 4 and not torch.equal(weights(made), begun) and torch.isfinite(weights(made)).all()
+    assert {decision["reward"] for decision in made.decisions} == {0.0, 1.0}  # nothing was lost
+    greedy = [d for d in made.decisions if SPACE.decode(d["action"]).temperature == 0]
+    local = LLMEnvironment(dial, QUESTIONS, SPACE, made.environment.render, made.environment.reward)
+    columns = [torch.tensor([decision[name] for decision in greedy]) for name in ("question", "action")]
+    assert greedy and local(*columns, 0).tolist() == [decision["reward"] for decision in greedy]
+
+
+def test_a_real_server_killed_in_mid_training_loses_nothing_that_was_answered(chat_checkpoint, tmp_path):
+    run, replies, log = start_run("real_killed", "cpu", {}), tmp_path / "replies", tmp_path / "log"
+    options = {"model": str(chat_checkpoint), "updates": 40, "timeout": 60.0}
+
+    def kept():
+        return {path.name: path.read_bytes() for path in replies.glob("*.json")}
+
+    with transformers_serving(chat_checkpoint, log) as (url, process):
+        made = trainer(url, replies, run, **options)
+
+        def kill_soon():
+            while len(kept()) < 15 and process.poll() is None:
+                time.sleep(0.01)
+            process.kill()
+
+        killer = threading.Thread(target=kill_soon, daemon=True)
+        killer.start()
+        with pytest.raises(NoAnswersError, match="it goes on from here"):
+            made.train()
+        killer.join()
+    before = kept()
+    assert len(before) >= 15 and 2 <= made.step < 40
+    replay = trainer(url, replies, **options)  # nobody is there: every reward comes from what was kept
+    replay.train(stop_at=made.step)
+    assert replay.decisions == made.decisions and torch.equal(weights(replay), weights(made))
+    with transformers_serving(chat_checkpoint, log) as (url, _):
+        again = trainer(url, replies, run, **options)
+        assert again.step == made.step and again.decisions == made.decisions
+        again.train(stop_at=made.step + 3)
+    assert again.step == made.step + 3 and all(d["reward"] is not None for d in again.decisions[-18:])
+    after = kept()
+    assert before.items() <= after.items()
+    assert log.read_text().count("POST /v1/chat/completions") == len(after) - len(before)  # none asked twice

@@ -98,9 +98,21 @@ def test_the_tree_follows_the_beginning_whose_continuations_agree():
     assert any("good" in r.prompt for r in llm.asked)  # it went on from a kept beginning
 
 
-def test_reflection_shows_the_first_attempt():
-    llm = Scripted(lambda r: "Answer: 2")
-    assert prompting.reflect(llm, "Q", "Answer: 1") == "Answer: 2" and "Answer: 1" in llm.asked[0].prompt
+def test_reflection_shows_the_first_attempt_and_falls_back_on_it():
+    llm = Scripted(lambda r: "Answer: 2" if "Q1" in r.prompt else None)
+    first = ["Answer: 1", "Answer: 5", None]
+    assert prompting.reflect(llm, ["Q1", "Q2", "Q3"], first) == ["Answer: 2", "Answer: 5", None]
+    assert len(llm.asked) == 2 and "Answer: 1" in llm.asked[0].prompt
+    prompting.reflect(llm, ["Q1"], ["R"], ask="{prompt} {reply}\n{prompt}")
+    assert llm.asked[-1].prompt == "Q1 R\nQ1"
+
+
+def test_a_meter_counts_what_every_reply_costs():
+    metered = prompting.Metered(
+        Scripted(lambda r: None if r.seed else "one two"), lambda t: len(t.split()), 9
+    )
+    assert metered.ask([Request("p", 0.0), Request("p", 0.0, 1)]) == ["one two", None]
+    assert metered.tokens == 11
 
 
 def test_selection_takes_the_medoid_of_the_largest_group():
