@@ -59,7 +59,8 @@ def test_every_import_is_on_the_list():
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 modules.add(node.module.split(".")[0])
     # What another package on the list brings along by design and cannot do without.
-    implied = {"numpy", "scipy", "tokenizers", "matplotlib", "IPython", "safetensors", "packaging", "sympy"}
+    implied = {"numpy", "scipy", "tokenizers", "matplotlib", "pillow", "IPython", "safetensors", "packaging"}
+    implied |= {"sympy"}
     listed = (
         {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]} | implied | {"lib"}
     ) | {path.stem for path in ROOT.glob("tests/*.py")}
