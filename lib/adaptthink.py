@@ -388,7 +388,7 @@ class AdaptThinkConfig:
     max_thinking_tokens: int = 16384
     max_nothinking_tokens: int = 4096
     start: str = "Alright"  # the first token forced for Thinking
-    force_start: bool = True
+    force_start: bool = True  # False: the half that thinks begins with any word but </think>
     quantised: bool = False
     lora_rank: int = 0  # 0: train all weights
     precision: Literal["float32", "bfloat16"] = "bfloat16"
