@@ -31,7 +31,7 @@ dry-run: $(READY)
 	@$(BIN)/python -m lib.course --profile $(if $(filter cpu,$(PROFILE)),single_gpu,$(PROFILE)) --dry-run $(ARGS)
 
 reference: $(READY)
-	@$(BIN)/python -m lib.reference $(ARGS)
+	@$(BIN)/python -m lib.studies.trainings $(ARGS)
 
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)

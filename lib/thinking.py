@@ -1,29 +1,18 @@
-"""A model with two modes, thinking and skipping it: prompts, reading of responses, samples, measuring.
+"""A model with two modes, thinking and skipping it: prompts, its two first tokens, reading of responses.
 
 The prompt ends in an open `<think>`. A response whose first token is `</think>` skips thinking.
 """
 
 from __future__ import annotations
 
-import json
-import random
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lib.data import Example
-from lib.dial import Question, dial_vocabulary, monologue, untagged_answer, untagged_response
-from lib.formats import ReasoningFormat
-from lib.inference import generate
-from lib.rows import last_boxed
-from lib.sft import SFTConfig
-from lib.teachers import dial_example
-from lib.verify import is_correct
+from lib.tasks import Task
+from lib.verify import closing_answer, is_correct, last_boxed
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -76,7 +65,7 @@ class ModeTokens:
             )
 
 
-def thinking_prompt(question: str | Example, tokenizer: PreTrainedTokenizerBase) -> str:
+def thinking_prompt(question: str | Task, tokenizer: PreTrainedTokenizerBase) -> str:
     """The prompt as text, ending in an open think tag: by the chat template, else in ARM's frame.
 
     A beginning-of-text token that the template writes is left out where the tokenizer adds its own. Chat
@@ -84,8 +73,8 @@ def thinking_prompt(question: str | Example, tokenizer: PreTrainedTokenizerBase)
     a model kept from writing its usual first word took to that, a third mode that was never sampled.
     """
     if tokenizer.chat_template is None:
-        return f"{question.prompt if isinstance(question, Example) else question}{OPEN}"
-    content = question.question if isinstance(question, Example) else question
+        return f"{question.prompt if isinstance(question, Task) else question}{OPEN}"
+    content = question.question if isinstance(question, Task) else question
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
@@ -110,14 +99,14 @@ def is_solution_right(response: str, answer: str, kind: str) -> bool:
     solution = read_solution(response)
     if solution is None:
         return False
-    found = untagged_answer(solution) if "\\boxed" not in solution else last_boxed(solution)
+    found = closing_answer(solution) if "\\boxed" not in solution else last_boxed(solution)
     return is_correct(found, answer, kind)
 
 
 # ---- data --------------------------------------------------------------------------------------
 
 
-def question_rows(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def question_rows(examples: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Rows to train or to ask: id, prompt, answer, kind and tier of each example."""
     return [
         {
@@ -131,122 +120,6 @@ def question_rows(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
     ]
 
 
-def dial_rows(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """`question_rows` of dial questions, with their depth."""
-    rows = question_rows([dial_example(question) for question in questions], tokenizer)
-    return [row | {"depth": question.depth} for row, question in zip(rows, questions, strict=True)]
-
-
-def thinker_rows(questions: Sequence[Question], *, seed: int = 0) -> list[dict[str, str]]:
-    """SFT rows that make dial-thinker: it thinks at length, and could do without.
-
-    In the second row of each question `</think>` belongs to the prompt, so it is not in the loss: the model
-    learns to answer after it and never learns to write it first. In the third another word stands there, and
-    the thought goes on after it. So every first word but `</think>` begins a thought, as in real models.
-    """
-    words = [word for word in dial_vocabulary() if word.strip() and "<" not in word]
-    rng = random.Random(f"thinker|{seed}")
-    rows = []
-    for question in questions:
-        prompt = question.prompt + OPEN
-        conclusion = f"\n{untagged_response(question, ReasoningFormat.DIRECT)}"
-        thought = f"{monologue(question)}\n{CLOSE}{conclusion}"
-        rows.append({"prompt": prompt, "completion": thought})
-        solution = f"\n{untagged_response(question, ReasoningFormat.SHORT_COT)}"
-        rows.append({"prompt": prompt + CLOSE, "completion": solution})
-        rows.append({"prompt": f"{prompt}{rng.choice(words)}", "completion": f" {thought}"})
-    rng.shuffle(rows)
-    return rows
-
-
-def thinker_config(seed: int = 0) -> SFTConfig:
-    """How dial-thinker is made from dial-base."""
-    return replace(
-        SFTConfig.cpu(),
-        method="full",
-        learning_rate=1e-3,
-        max_steps=400,
-        weighting="response",
-        new_tokens={},
-        save_every=200,
-        seed=seed,
-    )
-
-
-def sample_reference(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
-    path: Path,
-    *,
-    samples: int = 16,
-    temperature: float = 1.0,
-    max_new_tokens: int = 160,
-    seed: int = 0,
-    questions_at_once: int = 64,
-    say: Callable[[str], None] | None = None,
-) -> dict[str, dict[str, float]]:
-    """How the reference fares on each question, by id: accuracy, mean tokens, truncated share, samples.
-
-    One JSON line a question is appended to `path`, so a stopped call goes on where it was. A file made with
-    other settings is refused.
-    """
-    settings = {
-        "samples": samples,
-        "temperature": temperature,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
-    found = _read_reference(path, settings)
-    todo = [row for row in {row["id"]: row for row in rows}.values() if row["id"] not in found]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not found:
-        path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
-    for first in range(0, len(todo), questions_at_once):
-        chosen = todo[first : first + questions_at_once]
-        responses = generate(
-            model,
-            tokenizer,
-            [row["prompt"] for row in chosen for _ in range(samples)],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed + len(found),
-        )
-        lines = []
-        for index, row in enumerate(chosen):
-            mine = responses[index * samples : (index + 1) * samples]
-            found[row["id"]] = {
-                "accuracy": sum(is_solution_right(r.text, row["answer"], row["kind"]) for r in mine)
-                / samples,
-                "mean_tokens": sum(r.num_tokens for r in mine) / samples,
-                "truncated": sum(r.is_truncated for r in mine) / samples,
-                "samples": samples,
-            }
-            lines.append(json.dumps({"id": row["id"], **found[row["id"]]}) + "\n")
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
-        if say is not None:
-            say(f"{len(found)} questions sampled, {len(todo) - first - len(chosen)} to go")
-    return found
-
-
-def _read_reference(path: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """What an earlier call stored; a last line cut short is dropped from the file."""
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        path.write_text("".join(lines), encoding="utf-8")
-    stored = [json.loads(line) for line in lines]
-    if stored and stored[0] != {"settings": dict(settings)}:
-        raise ValueError(
-            f"{path} was made with {stored[0].get('settings')}, not with {dict(settings)}; delete it or "
-            "name another file"
-        )
-    return {row.pop("id"): row for row in stored[1:]}
-
-
 def with_reference(
     rows: Sequence[Mapping[str, Any]], reference: Mapping[str, Mapping[str, float]]
 ) -> list[dict[str, Any]]:
@@ -257,69 +130,3 @@ def with_reference(
             "run sample_reference on all of them"
         )
     return [{**row, "reference_accuracy": reference[row["id"]]["accuracy"]} for row in rows]
-
-
-# ---- measuring ---------------------------------------------------------------------------------
-
-
-def respond(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    prefix: str = "",
-    max_new_tokens: int = 160,
-    temperature: float = 1.0,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Ask every question once, free or after a forced `prefix` (`</think>` skips thinking): a row each.
-
-    Columns: id, tier, depth if known, response, correct, tokens (the prefix counts), truncated, nothinking.
-    """
-    responses = generate(
-        model,
-        tokenizer,
-        [row["prompt"] for row in rows],
-        prefix=prefix,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    return pd.DataFrame(
-        {
-            "id": row["id"],
-            "tier": row["tier"],
-            "depth": row.get("depth"),
-            "response": response.text,
-            "correct": is_solution_right(response.text, row["answer"], row["kind"]),
-            "tokens": response.num_tokens,
-            "truncated": response.is_truncated,
-            "nothinking": response.text.startswith(CLOSE),
-        }
-        for row, response in zip(rows, responses, strict=True)
-    )
-
-
-def thinking_summary(rows: pd.DataFrame) -> dict[str, Any]:
-    """Accuracy, mean tokens and NoThinking ratio of the rows of `respond`: in all, per tier and per depth."""
-
-    def numbers(group: pd.DataFrame) -> dict[str, float]:
-        return {
-            "accuracy": float(group["correct"].mean()),
-            "mean_tokens": float(group["tokens"].mean()),
-            "nothinking_ratio": float(group["nothinking"].mean()),
-        }
-
-    summary = numbers(rows) | {"tiers": {tier: numbers(g) for tier, g in rows.groupby("tier", sort=False)}}
-    if rows["depth"].notna().all():
-        summary["depths"] = {str(depth): numbers(group) for depth, group in rows.groupby("depth")}
-    return summary
-
-
-# Words that say that one is thinking on. The paper names the first two; its list is not published.
-IMPLICIT = re.compile(r"\b(wait|alternatively|hmm|let me|let's check|double-check|on second thought)\b", re.I)
-
-
-def thinks_implicitly(response: str) -> bool:
-    """Whether a solution goes on thinking after `</think>` (section 4.4 of the paper)."""
-    return bool(IMPLICIT.search(response.partition(CLOSE)[2]))

@@ -80,6 +80,33 @@ def is_response_correct(
     raise ValueError(f"rules must be strict, arm_training or arm_evaluation, got {rules!r}")
 
 
+# ---- where an answer stands in free text -----------------------------------------------------------
+
+_CLOSING = re.compile(r"\b(?:It shows|answer is) (\S+?)\.\s*$")
+
+
+def closing_answer(text: str) -> str | None:
+    """What a closing sentence says, as in "It shows 4." or "The answer is 12.", or None."""
+    match = _CLOSING.search(text)
+    return match[1] if match else None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What stands in the last \boxed{...}, braces matched, or None."""
+    start = text.rfind("\\boxed")
+    if start < 0:
+        return None
+    rest = text[start + len("\\boxed") :].lstrip()
+    if not rest.startswith("{"):  # MATH also writes \boxed 2
+        return re.split(r"[\s$.,]", rest, maxsplit=1)[0] or None
+    depth = 0
+    for place, character in enumerate(rest):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return rest[1:place].strip() or None
+    return None
+
+
 # ---- numbers, choices, text --------------------------------------------------------------------
 
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"

@@ -110,11 +110,11 @@ not_a_function = 3
 
 def one_group_step(config: dict[str, Any]) -> dict[str, Any]:
     """A step of Ada-GRPO on three groups of eight set responses, shared by the processes."""
-    from lib.ada_grpo import AdaGRPOConfig, AdaGRPOTrainer, question_rows, training_arguments
     from lib.dial import gold_response, sample_questions
     from lib.formats import ReasoningFormat
-    from lib.models import load_policy
-    from lib.rewards import accuracy_reward
+    from lib.methods.ada_grpo import AdaGRPOConfig, AdaGRPOTrainer, question_rows, training_arguments
+    from lib.methods.rewards import accuracy_reward
+    from lib.policies.load import load_policy
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     questions = {q.prompt: q for q in sample_questions(3, seed=0, depths=[1, 2, 7])}
@@ -173,8 +173,8 @@ def three_steps(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _three_steps(method: str, folder: Path) -> dict[str, Any]:
-    from lib.ada_grpo import AdaGRPOConfig, make_trainer, question_rows
     from lib.dial import sample_questions
+    from lib.methods.ada_grpo import AdaGRPOConfig, make_trainer, question_rows
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     settings = AdaGRPOConfig.cpu(
@@ -211,7 +211,7 @@ def _three_steps(method: str, folder: Path) -> dict[str, Any]:
 
 def adaptthink_step(config: dict[str, Any]) -> dict[str, Any]:
     """One step of gradient descent with AdaptThink on greedy responses; gives some weights and metrics."""
-    from lib import adaptthink
+    from lib.methods import adaptthink
     from lib.runs import Run
 
     settings = adaptthink.AdaptThinkConfig.cpu(config["base"])
@@ -247,7 +247,7 @@ def adaptthink_step(config: dict[str, Any]) -> dict[str, Any]:
 
 def adaptthink_nf4(config: dict[str, Any]) -> dict[str, Any]:
     """Three steps of AdaptThink with LoRA on an NF4 base."""
-    from lib import adaptthink
+    from lib.methods import adaptthink
     from lib.runs import Run
 
     settings = replace(

@@ -6,8 +6,10 @@ import pytest
 import torch
 import trl
 
-from lib import launch
-from lib.ada_grpo import (
+from lib.dial import dial_tokenizer, gold_response, new_dial_model, sample_questions
+from lib.engines import launch
+from lib.formats import ReasoningFormat
+from lib.methods.ada_grpo import (
     AdaGRPOConfig,
     AdaGRPOTrainer,
     diversity_scale,
@@ -18,11 +20,10 @@ from lib.ada_grpo import (
     train_ada_grpo,
     training_arguments,
 )
-from lib.dial import dial_tokenizer, gold_response, sample_questions
-from lib.formats import ReasoningFormat
-from lib.grpo import group_relative_advantages, grpo_loss, per_token_log_probs
-from lib.models import load_policy, new_dial_model, save_policy
-from lib.rewards import accuracy_reward
+from lib.methods.grpo import group_relative_advantages, grpo_loss, per_token_log_probs
+from lib.methods.rewards import accuracy_reward
+from lib.policies.load import load_policy
+from lib.policies.save import save_policy
 from lib.runs import start_run
 
 D, S, C, L = ReasoningFormat

@@ -9,8 +9,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
-from lib import adaptthink, launch
-from lib.adaptthink import (
+from lib.course.runner import NOTEBOOKS, read_parameters, resolve_parameters
+from lib.dial import dial_task, dial_tokenizer, new_dial_model, sample_questions
+from lib.dial.thinker import thinker_rows, thinking_rows
+from lib.engines import launch
+from lib.measure.evaluation import respond
+from lib.methods import adaptthink
+from lib.methods.adaptthink import (
     VARIANTS,
     AdaptThinkConfig,
     accuracy_reward,
@@ -22,25 +27,20 @@ from lib.adaptthink import (
     nothinking_fixed_point,
     train_adaptthink,
 )
-from lib.course import NOTEBOOKS, read_parameters, resolve_parameters
-from lib.dial import dial_tokenizer, sample_questions
-from lib.models import load_policy, new_dial_model, save_policy
+from lib.methods.reference_samples import sample_reference
+from lib.methods.thinking_baselines import mixed_rows, shortest_pairs, train_dpo
+from lib.policies.load import load_policy
+from lib.policies.save import save_policy
 from lib.runs import ROOT, Run, read_json
-from lib.teachers import dial_example
 from lib.thinking import (
     CLOSE,
     ModeTokens,
-    dial_rows,
     is_solution_right,
     question_rows,
     read_solution,
-    respond,
-    sample_reference,
-    thinker_rows,
     thinking_prompt,
     with_reference,
 )
-from lib.thinking_baselines import mixed_rows, shortest_pairs, train_dpo
 
 
 def tensors(*lists):
@@ -317,7 +317,7 @@ def test_modes_token_by_token(build):
     tokenizer = build()
     modes = ModeTokens.find(tokenizer)
     question = sample_questions(1, seed=0)[0]
-    prompt = thinking_prompt(dial_example(question), tokenizer)
+    prompt = thinking_prompt(dial_task(question), tokenizer)
     ids = tokenizer(prompt).input_ids
     modes.check_prompt(tokenizer, ids)
     assert tokenizer.convert_ids_to_tokens(modes.close) == "</think>"
@@ -415,7 +415,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows():
-    return dial_rows(sample_questions(24, seed=1), dial_tokenizer())
+    return thinking_rows(sample_questions(24, seed=1), dial_tokenizer())
 
 
 def test_reference_samples_are_stored_by_id_and_resumed(base, rows, tmp_path):
@@ -631,7 +631,7 @@ def qwen(tmp_path_factory):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_real_architecture_trains_in_nf4(qwen, tmp_path, processes):
     tokenizer = load_policy(qwen)[1]
-    examples = [dial_example(question) for question in sample_questions(16, seed=2)]
+    examples = [dial_task(question) for question in sample_questions(16, seed=2)]
     rows = with_accuracy(question_rows(examples, tokenizer))
     given = {"base": qwen, "rows": rows, "folder": str(tmp_path)}
     facts = launch.run("launch_functions:adaptthink_nf4", given, num_processes=processes)
@@ -732,7 +732,7 @@ def test_profiles_run_dry(profile, tmp_path):
     folder = save_qwen(tokenizer, tmp_path / "model")
     config = replace(config_of(profile), base=folder, max_steps=1, max_thinking_tokens=12)
     dry = replace(config, max_nothinking_tokens=6, batch_size=2 * config.num_generations, micro_batch_size=4)
-    examples = [dial_example(question) for question in sample_questions(8, seed=2)]
+    examples = [dial_task(question) for question in sample_questions(8, seed=2)]
     rows = with_accuracy(question_rows(examples, tokenizer))
     run = Run(tmp_path / "run", {})
     _, _, facts = train_adaptthink(dry, rows, rows[:2], run)
@@ -753,13 +753,13 @@ def test_the_multi_gpu_profile_has_the_settings_of_the_paper():
 def asked(policy, prefix="", count=600, **choice):
     model, tokenizer = policy
     choice = {"depths": range(1, 13)} | choice
-    rows = dial_rows(sample_questions(count, seed=31, split="test", **choice), tokenizer)
+    rows = thinking_rows(sample_questions(count, seed=31, split="test", **choice), tokenizer)
     return respond(model, tokenizer, rows, prefix=prefix, temperature=0.0).set_index("depth").sort_index()
 
 
 def test_the_shipped_thinker_always_thinks_and_could_do_without():
     model, tokenizer = policy = load_policy("dial-thinker")
-    rows = dial_rows(sample_questions(300, seed=30, split="test"), tokenizer)
+    rows = thinking_rows(sample_questions(300, seed=30, split="test"), tokenizer)
     batch = tokenizer([row["prompt"] for row in rows], return_tensors="pt", padding=True)
     with torch.inference_mode():
         log_probs = model(**batch).logits[:, -1].log_softmax(-1)

@@ -7,25 +7,21 @@ import signal
 import pytest
 import torch
 
-from lib import adareasoner as ada
-from lib import bandit_study
-from lib.adareasoner import (
-    Action,
-    ActionSpace,
-    BanditConfig,
-    BanditTrainer,
+from lib import bandit
+from lib.bandit.actions import Action, ActionSpace
+from lib.bandit.environments import LLMEnvironment, Surface, simulated_surface
+from lib.bandit.learner import (
     ConfigurationPolicy,
     JointPolicy,
-    LLMEnvironment,
-    NoAnswersError,
     annealed_temperature,
     boltzmann_probabilities,
     decide,
     reinforce_loss,
-    simulated_surface,
 )
-from lib.llms import Request, Surface
+from lib.bandit.llms import Request
+from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
 from lib.runs import start_run
+from lib.studies import bandits
 
 SMALL = ActionSpace(("a", "b", "c"), (0.0, 0.5), (1, 2, 4, 8))
 
@@ -89,8 +85,8 @@ def test_boltzmann_by_hand():
 
 def test_annealing_by_hand():
     assert [annealed_temperature(t, 2.0, 0.5) for t in range(4)] == [2.0, 1.0, 0.5, 0.25]
-    assert ada.linear_temperature(99) == pytest.approx(0.9901)
-    assert ada.linear_temperature(9000) == pytest.approx(0.1) and ada.linear_temperature(20000) == 0.1
+    assert bandit.linear_temperature(99) == pytest.approx(0.9901)
+    assert bandit.linear_temperature(9000) == pytest.approx(0.1) and bandit.linear_temperature(20000) == 0.1
 
 
 def random_batch(seed=0, batch=5):
@@ -118,7 +114,7 @@ def test_the_gradient_is_the_closed_form_and_finite_differences_agree(temperatur
     logits, actions, rewards = random_batch()
     reinforce_loss(logits, actions, rewards, temperature=temperature, baseline=0.3).backward()
     for head in logits:
-        expected = ada.closed_form_gradient(
+        expected = bandit.closed_form_gradient(
             logits[head].detach(), actions[head], rewards - 0.3, temperature=temperature
         )
         assert torch.allclose(logits[head].grad, expected, atol=1e-6, rtol=0)
@@ -144,9 +140,9 @@ def test_the_trunks_gradient_is_the_sum_of_the_heads_gradients():
         logits = {head: values for head, values in policy(embeddings).items() if head in heads}
         return torch.autograd.grad(reinforce_loss(logits, actions, rewards), weight)[0]
 
-    apart = sum(gradient([head]) for head in ada.HEADS)
+    apart = sum(gradient([head]) for head in bandit.HEADS)
     assert apart.abs().max() > 1e-3
-    assert torch.allclose(gradient(ada.HEADS), apart, atol=1e-10)
+    assert torch.allclose(gradient(bandit.HEADS), apart, atol=1e-10)
 
 
 def test_the_expected_gradient_is_that_of_the_expected_reward():
@@ -156,7 +152,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward():
     tau = 0.7
 
     def joint(logits):
-        probs = [boltzmann_probabilities(logits[head][0], tau) for head in ada.HEADS]
+        probs = [boltzmann_probabilities(logits[head][0], tau) for head in bandit.HEADS]
         return torch.einsum("i,t,s->its", *probs).flatten()
 
     exact = torch.autograd.grad((joint(logits) * values).sum(), tuple(logits.values()))
@@ -175,7 +171,7 @@ def test_the_released_update_moves_against_the_gradient():
     logits, actions, rewards = random_batch()
     advantages = rewards + 0.1  # all good
     ours = torch.autograd.grad(reinforce_loss(logits, actions, advantages), tuple(logits.values()))
-    theirs = torch.autograd.grad(ada.released_loss(logits, actions, advantages), tuple(logits.values()))
+    theirs = torch.autograd.grad(bandit.released_loss(logits, actions, advantages), tuple(logits.values()))
     for a, b in zip(ours, theirs, strict=True):
         assert (a * b).sum() < 0
 
@@ -215,7 +211,7 @@ def test_propensities_multiply_to_the_joint_and_sampling_follows_them(kind):
     torch.nn.init.normal_(last.weight)
     embedding = torch.randn(1, 6)
     decisions = decide(policy, embedding.expand(20_000, -1), temperature=0.5, seed=4)
-    joint = ada.action_probabilities(policy, embedding, 0.5)[0]
+    joint = bandit.action_probabilities(policy, embedding, 0.5)[0]
     assert joint.sum().item() == pytest.approx(1, abs=1e-5)
     assert torch.allclose(decisions.propensity, joint[decisions.actions], atol=1e-6)
     shares = torch.bincount(decisions.actions, minlength=SMALL.size) / 20_000
@@ -237,7 +233,7 @@ def test_greedy_takes_the_largest_logit_and_seeds_repeat():
 
 
 def test_400_updates_are_enough_and_the_released_rule_ends_below_random():
-    found = bandit_study.surface_shares(1)
+    found = bandits.surface_shares(1)
     assert found["ours"]["share"] >= 0.95
     assert found["ours"]["regret_second_half"] < 0.5 * found["ours"]["regret_first_half"]
     assert found["released"]["share"] < 0.7 * found["random"]["share"]
@@ -246,7 +242,7 @@ def test_400_updates_are_enough_and_the_released_rule_ends_below_random():
 
 @pytest.mark.parametrize("space", ["dial", "paper"])
 def test_the_shipped_surface_runs_reach_their_aim_with_the_whole_interval(space):
-    shipped = bandit_study.surface_over_seeds(space)
+    shipped = bandits.surface_over_seeds(space)
     assert (shipped["seeds"] == 10).all() and shipped.loc["ours", "low"] >= 0.95
     assert shipped.loc["released", "high"] < shipped.loc["random", "low"]
 

@@ -8,21 +8,17 @@ import pytest
 import torch
 from chat_server import completion, serving, transformers_serving
 
-from lib import dial_llm
-from lib.adareasoner import (
-    ActionSpace,
-    BanditConfig,
-    BanditTrainer,
-    ConfigurationPolicy,
-    LLMEnvironment,
-    NoAnswersError,
-)
-from lib.llms import ChatServer, LocalLLM, Request, ServerError, ServerLLM
-from lib.models import load_policy
+from lib.bandit.environments import LLMEnvironment
+from lib.bandit.learner import ConfigurationPolicy
+from lib.bandit.llms import LocalLLM, Request, ServerLLM
+from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
+from lib.dial import frozen_llm
+from lib.engines.server import ChatServer, ServerError
+from lib.policies.load import load_policy
 from lib.runs import start_run
 
-SPACE = ActionSpace.dial()
-QUESTIONS = dial_llm.sample_kind_questions(12, seed=0, split="validation")
+SPACE = frozen_llm.action_space()
+QUESTIONS = frozen_llm.sample_kind_questions(12, seed=0, split="validation")
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +48,8 @@ def trainer(url, folder, run=None, *, updates=4, model="m", **options):
         ServerLLM(server),
         QUESTIONS,
         SPACE,
-        render=lambda question, action: dial_llm.prompt(question, action.instruction, action.steps),
-        reward=lambda question, reply: float(dial_llm.read_answer(reply) == question.answer),
+        render=lambda question, action: frozen_llm.prompt(question, action.instruction, action.steps),
+        reward=lambda question, reply: float(frozen_llm.read_answer(reply) == question.answer),
     )
     torch.manual_seed(0)
     embeddings = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
@@ -189,7 +185,7 @@ def served(chat_checkpoint, tmp_path_factory):
 def test_a_real_server_replies_as_the_local_model_does(dial, served, chat_checkpoint, tmp_path):
     server = ChatServer(served, str(chat_checkpoint), tmp_path, timeout=60.0)
     remote = ServerLLM(server, max_tokens=dial.max_new_tokens, top_p=1.0)
-    prompts = [dial_llm.prompt(q, style, 4) for q in QUESTIONS for style in dial_llm.STYLES]
+    prompts = [frozen_llm.prompt(q, style, 4) for q in QUESTIONS for style in frozen_llm.STYLES]
     requests = [Request(prompt, 0.0) for prompt in prompts]
     assert remote.ask(requests) == dial.ask(requests)
     sampled = [Request(prompts[0], 1.0, seed) for seed in range(8)]

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from lib import off_policy
-from lib.adareasoner import ActionSpace, simulated_surface
-from lib.bandits import ConfigurationBandit, LinearBandit, best_fixed, random_actions, regret
+from lib.bandit import off_policy
+from lib.bandit.actions import ActionSpace
+from lib.bandit.environments import simulated_surface
+from lib.bandit.rivals import ConfigurationBandit, LinearBandit, best_fixed, random_actions, regret
 
 SPACE = ActionSpace(("a", "b", "c"), (0.0, 0.5), (1, 2))
 

@@ -3,11 +3,13 @@
 import pandas as pd
 import pytest
 
-from lib import dial, evaluation
+from lib import dial, tasks
 from lib.dial import sample_questions
+from lib.engines.generate import decision_states, generate
 from lib.formats import ReasoningFormat
-from lib.inference import answer, decision_states, generate
-from lib.models import CHECKPOINTS, load_policy
+from lib.measure import evaluation
+from lib.measure.modes import answer
+from lib.policies.load import CHECKPOINTS, load_policy
 from lib.runs import check_provenance
 
 D, S, C, L = ReasoningFormat
@@ -53,7 +55,7 @@ def test_the_base_does_not_know_the_tags(base):
 def test_the_base_has_met_every_tag_as_a_word(base):
     """It can repeat a tag, so the embeddings of the tags are trained, and differ."""
     tags = [f"<{format.tag}>" for format in ReasoningFormat]
-    prompts = [dial.PROMPT.format(question=f"Say +4 {tag}\n dial") for tag in tags]
+    prompts = [tasks.FRAME.format(question=f"Say +4 {tag}\n dial") for tag in tags]
     responses = generate(*base, prompts, max_new_tokens=8)
     assert [tag in response.text for tag, response in zip(tags, responses, strict=True)] == [True] * 4
 

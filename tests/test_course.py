@@ -9,8 +9,8 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib import course
-from lib.course import CourseError, code_hash, read_parameters, resolve_parameters, run_course, stamp
+from lib.course import runner
+from lib.course.runner import CourseError, code_hash, read_parameters, resolve_parameters, run_course, stamp
 
 PARAMETERS = """\
 PROFILE: str = "cpu"  # name of the profile
@@ -119,7 +119,7 @@ def test_the_course_runs_stops_at_a_failure_keeps_what_is_done_and_goes_on(folde
     flag.write_text("yes")
     second = run_course(folder=folder, overrides={"STEPS": 5})
     assert [o.status for o in second] == ["finished before", "ok", "ok"]
-    assert "00_a" in course.table(second) and "finished before" in course.table(second)
+    assert "00_a" in runner.table(second) and "finished before" in runner.table(second)
     third = run_course(folder=folder, overrides={"STEPS": 6}, only=["00"])
     assert [o.status for o in third] == ["ok"]  # other parameters, another result
 
@@ -145,8 +145,8 @@ def test_a_run_folder_that_cannot_be_written_ends_the_course_with_its_name(folde
     blocked = tmp_path / "blocked"
     blocked.write_text("")
     monkeypatch.setenv("RUNS_DIR", str(blocked))
-    monkeypatch.setattr(course, "find_notebooks", lambda *_: [folder / "00_a.ipynb"])
-    assert course.main([]) == 1
+    monkeypatch.setattr(runner, "find_notebooks", lambda *_: [folder / "00_a.ipynb"])
+    assert runner.main([]) == 1
 
 
 def test_stamping_brings_outputs_home_and_a_change_makes_the_stamp_stale(folder, private_runs):

@@ -10,7 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lib.course import NOTEBOOKS, code_cells, find_notebooks
+from lib.course.runner import NOTEBOOKS, code_cells, find_notebooks
 from lib.runs import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -48,7 +48,7 @@ def test_the_installed_versions_satisfy_the_list():
 
 
 def test_every_import_is_on_the_list():
-    sources = [path.read_text() for path in (*ROOT.glob("lib/*.py"), *ROOT.glob("tests/*.py"))]
+    sources = [path.read_text() for path in (*ROOT.glob("lib/**/*.py"), *ROOT.glob("tests/*.py"))]
     for path in (*find_notebooks(), *(NOTEBOOKS / "solutions").glob("*.ipynb")):
         sources += [cell.source for cell in code_cells(nbformat.read(path, as_version=4))]
     modules = set()

@@ -4,11 +4,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import evaluation
-from lib.dial import TIERS, dial_tokenizer, gold_response, sample_questions, token_cost
+from lib import dial
+from lib.dial import TIERS, dial_tokenizer, gold_response, new_dial_model, sample_questions, token_cost
+from lib.engines.generate import Response, decision_states, generate
 from lib.formats import ReasoningFormat
-from lib.inference import Answer, Response, decision_states, generate
-from lib.models import new_dial_model
+from lib.measure import evaluation, intervals
+from lib.measure.modes import Answer
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +24,17 @@ def model():
 
 def test_wilson_interval_against_hand_values():
     # 8 of 10 at z = 1.96: the textbook interval is [0.490, 0.943]
-    assert evaluation.wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert evaluation.wilson_interval(0, 10)[0] == 0
-    assert evaluation.wilson_interval(10, 10)[1] == pytest.approx(1)
+    assert intervals.wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert intervals.wilson_interval(0, 10)[0] == 0
+    assert intervals.wilson_interval(10, 10)[1] == pytest.approx(1)
     with pytest.raises(ValueError, match="got 3 of 0"):
-        evaluation.wilson_interval(3, 0)
+        intervals.wilson_interval(3, 0)
 
 
 def test_mean_interval_uses_the_sample_deviation():
     values = [2, 4, 4, 4, 5, 5, 7, 9]  # mean 5, sample deviation sqrt(32 / 7)
-    half = evaluation.Z95 * math.sqrt(32 / 7) / math.sqrt(8)
-    assert evaluation.mean_interval(values) == pytest.approx((5 - half, 5 + half))
+    half = intervals.Z95 * math.sqrt(32 / 7) / math.sqrt(8)
+    assert intervals.mean_interval(values) == pytest.approx((5 - half, 5 + half))
 
 
 def test_summarise_groups_accuracy_and_tokens():
@@ -62,19 +63,19 @@ def test_format_shares_by_tier_and_the_valid_share():
     assert shares.loc["hard"].tolist() == [0.5, 0, 0.25, 0, 0.25]
     assert shares.loc["easy"].tolist() == [0, 0, 0.5, 0, 0.5]
     assert shares.index.tolist() == ["hard", "easy"]
-    assert evaluation.valid_share(given) == pytest.approx((4 / 6, *evaluation.wilson_interval(4, 6)))
+    assert evaluation.valid_share(given) == pytest.approx((4 / 6, *intervals.wilson_interval(4, 6)))
     with pytest.raises(ValueError):
         evaluation.format_shares(given, ["hard"])
 
 
 def test_the_oracle_is_right_and_cheapest():
     questions = sample_questions(60, seed=0, depths=range(1, 13))
-    rows = evaluation.oracle_rows(questions)
+    rows = dial.oracle_rows(questions)
     assert rows["correct"].all()
     assert rows["tokens"].tolist() == [
         token_cost(f, q.depth) for f, q in zip(rows["format"], questions, strict=True)
     ]
-    beyond = evaluation.oracle_rows(sample_questions(5, seed=0, depths=[13]))
+    beyond = dial.oracle_rows(sample_questions(5, seed=0, depths=[13]))
     assert not beyond["correct"].any() and (beyond["tokens"] == 4).all()
 
 
@@ -138,8 +139,8 @@ def test_decision_states_do_not_depend_on_padding(model, tokenizer):
 def test_seed_interval_is_students():
     # mean 3, sample deviation sqrt(2.5), t(0.975, 4) = 2.7764
     half = 2.7764 * math.sqrt(2.5) / math.sqrt(5)
-    assert evaluation.seed_interval([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - half, 3 + half), abs=1e-3)
-    assert math.isnan(evaluation.seed_interval([1])[1])
+    assert intervals.seed_interval([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - half, 3 + half), abs=1e-3)
+    assert math.isnan(intervals.seed_interval([1])[1])
 
 
 def test_policy_rows_and_their_summary():

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from lib.course import NOTEBOOKS, find_notebooks, run_course
+from lib.course.runner import NOTEBOOKS, find_notebooks, run_course
 
 
 @pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from trl.trainer.utils import nanstd
 
-from lib.grpo import (
+from lib.methods.grpo import (
     clip_share,
     clipped_loss,
     group_relative_advantages,

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from lib import inference
-from lib.dial import dial_tokenizer, gold_response, sample_questions, token_cost
+from lib.dial import dial_tokenizer, gold_response, new_dial_model, sample_questions, token_cost
+from lib.engines.generate import Response
 from lib.formats import ReasoningFormat, render_response
-from lib.inference import Response, answer, close_response, consensus, majority_vote
-from lib.models import new_dial_model
+from lib.measure import modes
+from lib.measure.modes import answer, close_response, consensus, majority_vote
 from lib.verify import is_correct
 
 D, S, C, L = ReasoningFormat
@@ -26,7 +26,7 @@ def asked(monkeypatch):
             calls.append({"prompts": list(prompts), **options})
             return responses
 
-        monkeypatch.setattr(inference, "generate", generate)
+        monkeypatch.setattr(modes, "generate", generate)
         return calls
 
     return speak
@@ -172,7 +172,7 @@ def table(monkeypatch):
                 )
             return [Response(turns[prompt].pop(0), 10, False) for prompt in prompts]
 
-        monkeypatch.setattr(inference, "generate", generate)
+        monkeypatch.setattr(modes, "generate", generate)
         return calls
 
     return use

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import launch
-from lib.launch import LaunchError, run
+from lib.engines import launch
+from lib.engines.launch import LaunchError, run
 
 CONFIG = {"count": 10, "weight": 1.5}
 

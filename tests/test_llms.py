@@ -11,7 +11,7 @@ import time
 import pytest
 from chat_server import completion, serving
 
-from lib.llms import ChatServer, ServerError
+from lib.engines.server import ChatServer, ServerError
 
 
 def requests(*prompts, max_tokens=10):
@@ -90,8 +90,8 @@ def test_a_failure_is_tried_again_and_never_taken_for_an_answer(failure, tmp_pat
 
 def test_waits_grow_and_the_server_may_name_its_own(tmp_path, monkeypatch):
     waits = []
-    monkeypatch.setattr("lib.llms.time.sleep", waits.append)
-    monkeypatch.setattr("lib.llms.random.uniform", lambda low, _: low)
+    monkeypatch.setattr("lib.engines.server.time.sleep", waits.append)
+    monkeypatch.setattr("lib.engines.server.random.uniform", lambda low, _: low)
     with serving(lambda _, n: (429, b"", ("Retry-After", "7")) if n == 3 else (500, b"")) as (url, *_):
         client(url, tmp_path, backoff=2.0, retries=4).ask(requests("p"), show=lambda _: None)
     assert waits == [2.0, 4.0, 7.0, 16.0]

@@ -9,7 +9,14 @@ import nbformat
 import pytest
 import yaml
 
-from lib.course import NOTEBOOKS, code_cells, code_hash, find_notebooks, read_parameters, resolve_parameters
+from lib.course.runner import (
+    NOTEBOOKS,
+    code_cells,
+    code_hash,
+    find_notebooks,
+    read_parameters,
+    resolve_parameters,
+)
 from lib.runs import ROOT
 
 HEADINGS = [

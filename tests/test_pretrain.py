@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import models
-from lib.dial import TIERS, dial_tokenizer, oracle_format, parse_question, sample_questions
+from lib.dial import TIERS, dial_tokenizer, new_dial_model, oracle_format, parse_question, sample_questions
+from lib.dial.pretrain import STYLE_WEIGHT, Corpus, PretrainConfig, pack, pretrain, response_loss
 from lib.formats import ReasoningFormat, detect_format
-from lib.models import CHECKPOINTS, load_policy, new_dial_model, save_policy
-from lib.pretrain import STYLE_WEIGHT, Corpus, PretrainConfig, pack, pretrain, response_loss
+from lib.policies import load
+from lib.policies.load import CHECKPOINTS, load_policy
+from lib.policies.save import save_policy
 from lib.runs import CheckpointError, start_run
 
 SMALL = PretrainConfig(steps=12, documents_per_step=8, warmup_steps=2, growing_steps=6, save_every=4)
@@ -184,6 +185,6 @@ def test_a_misspelt_checkpoint_is_named_and_the_hub_is_not_asked():
 def test_an_incomplete_shipped_checkpoint_is_refused(tmp_path, monkeypatch):
     shutil.copytree(CHECKPOINTS / "dial-base", tmp_path / "dial-base")
     (tmp_path / "dial-base" / "provenance.json").unlink()
-    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(load, "CHECKPOINTS", tmp_path)
     with pytest.raises(CheckpointError, match=r"provenance.json is missing"):
         load_policy("dial-base")

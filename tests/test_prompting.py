@@ -12,10 +12,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lib import embedders, judges, prompting
-from lib.adareasoner import Action, ActionSpace
-from lib.llms import LocalLLM, Request
-from lib.models import load_policy
+from lib.bandit import embedders, judges, prompting
+from lib.bandit.actions import Action, ActionSpace
+from lib.bandit.llms import LocalLLM, Request
+from lib.policies.load import load_policy
 
 
 class Scripted:

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lib.course import read_parameters, resolve_parameters, run_course
+from lib.course.runner import read_parameters, resolve_parameters, run_course
 from lib.runs import ROOT
 
 SIZES = {

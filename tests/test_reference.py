@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 
 from lib.dial import TIERS
-from lib.evaluation import seed_interval
 from lib.formats import ReasoningFormat
-from lib.reference import MOST_ROWS, RUNS, read_runs, thinned
+from lib.measure.intervals import seed_interval
 from lib.runs import read_json
+from lib.studies.trainings import MOST_ROWS, RUNS, read_runs, thinned
 
 D, S, C, L = ReasoningFormat
 SEEDS = 5

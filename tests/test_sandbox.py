@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lib.dial import program, sample_questions
-from lib.sandbox import (
+from lib.sandbox.run import (
     GUARDS,
     MIN_MEMORY_MB,
     OUTPUT_LIMIT,
@@ -67,7 +67,7 @@ def survivors(parent: int) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if any(word.endswith(b"/sandbox_child.py") for word in words) and str(parent).encode() in words:
+            if any(word.endswith(b"/sandbox/child.py") for word in words) and str(parent).encode() in words:
                 found.append(int(folder.name))
     return found
 

@@ -23,23 +23,10 @@ from transformers import (
     set_seed,
 )
 
-from lib import launch
-from lib.dial import PROMPT, dial_tokenizer, gold_response, sample_questions
+from lib.dial import dial_tokenizer, gold_response, new_dial_model, sample_questions
+from lib.engines import launch
 from lib.formats import ReasoningFormat, render_response
-from lib.models import (
-    add_lora,
-    load_policy,
-    memory_mb,
-    merge_adapter,
-    merge_damage,
-    new_dial_model,
-    save_policy,
-    start_embeddings,
-    trained_parameters,
-    training_memory,
-)
-from lib.runs import start_run
-from lib.sft import (
+from lib.methods.sft import (
     IGNORED,
     OPENING_WEIGHT,
     SFTConfig,
@@ -51,7 +38,13 @@ from lib.sft import (
     read_rows,
     train_sft,
 )
-from lib.training import accumulation_steps
+from lib.methods.training import accumulation_steps
+from lib.policies.adapters import add_lora, merge_adapter, merge_damage, start_embeddings
+from lib.policies.load import load_policy
+from lib.policies.memory import memory_mb, trained_parameters, training_memory
+from lib.policies.save import save_policy
+from lib.runs import start_run
+from lib.tasks import FRAME
 
 
 def dial_rows(count, seed, split):
@@ -181,7 +174,7 @@ def test_a_faulty_first_batch_stops_training(config, monkeypatch):
         ids = encode(row, tokenizer)["input_ids"]
         return {"input_ids": ids, "labels": ids}
 
-    monkeypatch.setattr("lib.sft.encode", unmasked)
+    monkeypatch.setattr("lib.methods.sft.encode", unmasked)
     with pytest.raises(ValueError, match=r"16 of 16 rows have loss on their first token"):
         train_sft(config, ROWS, VALIDATION, start_run("a", "cpu", {}))
 
@@ -466,7 +459,7 @@ def real_rows():
         ]
     return [
         {
-            "prompt": PROMPT.format(question=question),
+            "prompt": FRAME.format(question=question),
             "completion": render_response(format, rationale, answer),
         }
         for question, answer in pairs
@@ -555,7 +548,9 @@ def test_two_processes_take_the_steps_of_one(config, tmp_path, weighting, monkey
     curves = []
     for processes in (1, 2):
         run = start_run(f"by_{processes}", "cpu", {})
-        facts = launch.run("lib.sft:train", given | {"folder": str(run.folder)}, num_processes=processes)
+        facts = launch.run(
+            "lib.methods.sft:train", given | {"folder": str(run.folder)}, num_processes=processes
+        )
         assert facts["processes"] == processes and facts["steps"] == 4
         rows = run.metrics()
         curves.append([(row["step"], row.get("loss", row.get("eval_loss"))) for row in rows])

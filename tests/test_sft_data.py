@@ -16,12 +16,12 @@ import datasets
 import pytest
 from chat_server import completion, serving
 
-from lib.data import read_rows
-from lib.dial import Question, gold_response, sample_questions
+from lib.dial import Question, dial_task, dial_teacher, gold_response, rl_questions, sample_questions
+from lib.engines.server import ChatServer
 from lib.formats import ReasoningFormat, parse_response, render_response
-from lib.llms import ChatServer
-from lib.sft_data import build_sft_set, card_markdown, check_response, rl_questions, stage
-from lib.teachers import Reply, chat_teacher, dataset_teacher, dial_example, dial_teacher, teacher_prompt
+from lib.sources.catalogue import read_rows
+from lib.sources.sft_set import build_sft_set, card_markdown, check_response, stage
+from lib.sources.teachers import Reply, chat_teacher, dataset_teacher, teacher_prompt
 
 DIRECT, SHORT, CODE, LONG = ReasoningFormat
 
@@ -34,7 +34,7 @@ def loopback_without_proxy(monkeypatch):
 def dial_set(count=12, **options):
     questions = sample_questions(count, seed=3, distinct=True)
     teachers = dict.fromkeys(ReasoningFormat, options.pop("teacher", dial_teacher))
-    return build_sft_set([dial_example(question) for question in questions], teachers, **options)
+    return build_sft_set([dial_task(question) for question in questions], teachers, **options)
 
 
 def math_examples():
@@ -111,7 +111,7 @@ def test_what_is_saved_is_read_back(tmp_path):
 @pytest.mark.parametrize("depth", [1, 2, 5, 8, 12])
 def test_gold_programs_run_to_the_values_they_claim(world, depth):
     (question,) = sample_questions(1, seed=depth, depths=[depth], world=world)
-    assert check_response(dial_example(question), CODE, gold_response(question, CODE)) is None
+    assert check_response(dial_task(question), CODE, gold_response(question, CODE)) is None
 
 
 def test_every_wrong_digit_in_a_gold_program_is_found():
@@ -122,12 +122,12 @@ def test_every_wrong_digit_in_a_gold_program_is_found():
     for claim in claims:
         wrong = str((int(claim[1]) + 1) % 10)
         changed = response[: claim.start(1)] + wrong + response[claim.end(1) :]
-        reason, detail = check_response(dial_example(question), CODE, changed)
+        reason, detail = check_response(dial_task(question), CODE, changed)
         assert reason == "code claims another value" and f"'{wrong}' instead of '{claim[1]}'" in detail
 
 
 def test_questions_that_differ_in_colour_only_are_duplicates():
-    examples = [dial_example(Question("3", ("+4", "x7"), colour)) for colour in ("red", "blue", "green")]
+    examples = [dial_task(Question("3", ("+4", "x7"), colour)) for colour in ("red", "blue", "green")]
     examples = [replace(example, split="train") for example in examples]
     built = build_sft_set(examples, {DIRECT: dial_teacher})
     assert len(built.rows) == 1
@@ -224,7 +224,7 @@ def test_questions_for_rl_are_balanced_and_never_those_of_sft():
     found = rl_questions(90, seed=0, sft_share=0.7)
     assert {q.tier for q in found[:3]} == {"easy", "medium", "hard"} and len(found) == 90
     assert {sum(q.tier == tier for q in found) for tier in ("easy", "medium", "hard")} == {30}
-    assert all(stage(dial_example(q).key, 0.7) == "rl" for q in found)
+    assert all(stage(dial_task(q).key, 0.7) == "rl" for q in found)
     hard = rl_questions(12, seed=0, sft_share=0.7, depths=[9, 12])
     assert {q.depth for q in hard} == {9, 12} and len(hard) == 12
 
@@ -255,7 +255,7 @@ def test_balance_prefers_questions_that_are_right_in_every_format():
 
 def test_tiers_are_balanced_too():
     questions = sample_questions(20, seed=1, depths=[2, 2, 2, 3, 9], distinct=True)
-    built = build_sft_set([dial_example(q) for q in questions], {LONG: dial_teacher, DIRECT: dial_teacher})
+    built = build_sft_set([dial_task(q) for q in questions], {LONG: dial_teacher, DIRECT: dial_teacher})
     assert built.card["counts"] == {tier: {"long_cot": 4, "direct": 4} for tier in ("easy", "medium", "hard")}
     assert built.card["dropped"] == {"left out for balance": {"long_cot": 8, "direct": 8}}
 

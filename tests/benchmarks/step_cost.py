@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 import trl
 
-from lib.ada_grpo import AdaGRPOConfig, AdaGRPOTrainer, question_rows, training_arguments
 from lib.dial import sample_questions
-from lib.models import load_policy
-from lib.rewards import accuracy_reward
-from lib.training import no_noise
+from lib.methods.ada_grpo import AdaGRPOConfig, AdaGRPOTrainer, question_rows, training_arguments
+from lib.methods.rewards import accuracy_reward
+from lib.methods.training import no_noise
+from lib.policies.load import load_policy
 
 TOKENS = 60  # of every response
 

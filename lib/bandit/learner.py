@@ -1,0 +1,227 @@
+"""Formulas and networks of AdaReasoner: softmax heads, Boltzmann exploration, REINFORCE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from lib.bandit.actions import HEADS, ActionSpace
+
+# ---- formulas ----------------------------------------------------------------------------------
+
+
+def boltzmann_probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """softmax(logits / tau) over the last dimension (paper, eq. 3); the exploration temperature tau > 0."""
+    if not temperature > 0:
+        raise ValueError(f"the exploration temperature must be above 0, got {temperature}")
+    return torch.softmax(logits / temperature, dim=-1)
+
+
+def annealed_temperature(step: int, initial: float, decay: float) -> float:
+    """tau_0 * alpha^t (paper, eq. 3); the paper gives no values for tau_0 and alpha."""
+    return initial * decay**step
+
+
+def linear_temperature(step: int, initial: float = 1.0, slope: float = 1e-4, floor: float = 0.1) -> float:
+    """The schedule of the released code; it counts questions, so 100 of them leave tau at 0.99."""
+    return max(initial - slope * step, floor)
+
+
+def log_probabilities(
+    logits: Mapping[str, torch.Tensor], actions: Mapping[str, torch.Tensor], temperature: float = 1.0
+) -> dict[str, torch.Tensor]:
+    """log pi_j(a_j) of each head: logits (B, K), actions (B,) -> (B,); they add up to the joint (eq. 2)."""
+    return {
+        head: torch.log_softmax(logits[head] / temperature, -1).gather(-1, actions[head][:, None])[:, 0]
+        for head in logits
+    }
+
+
+def reinforce_loss(
+    logits: Mapping[str, torch.Tensor],
+    actions: Mapping[str, torch.Tensor],
+    rewards: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    baseline: float | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """-(r - b) log pi(a), summed over heads, mean over the batch (paper, eq. 4).
+
+    logits: (B, K) per head; actions: (B,) per head; rewards: (B,); baseline: none, a number, or (B,).
+    `temperature` is that of the log-probabilities. The unbiased gradient is at the temperature of sampling;
+    the paper samples at tau and differentiates at 1.
+    """
+    advantages = (rewards if baseline is None else rewards - baseline).detach()
+    log_probs = sum(log_probabilities(logits, actions, temperature).values())
+    return -(advantages * log_probs).mean()
+
+
+def closed_form_gradient(
+    logits: torch.Tensor, actions: torch.Tensor, advantages: torch.Tensor, *, temperature: float = 1.0
+) -> torch.Tensor:
+    """The gradient of `reinforce_loss` for one head's logits: -A (1[a] - p) / (tau B), shape (B, K)."""
+    chosen = nn.functional.one_hot(actions, logits.shape[-1]).to(logits)
+    probs = boltzmann_probabilities(logits, temperature)
+    return -advantages[:, None] * (chosen - probs) / (temperature * len(logits))
+
+
+def released_loss(
+    logits: Mapping[str, torch.Tensor], actions: Mapping[str, torch.Tensor], rewards: torch.Tensor
+) -> torch.Tensor:
+    """A loss whose descent is the update of the released code: z / p(a) on the chosen logit alone.
+
+    The code adds -lr * z / p(a) to the chosen logit, z the normalised reward: a good reward pushes its own
+    action down. Also the -p terms of the other logits and 1 / tau are missing.
+    """
+    terms = []
+    for head in logits:
+        chosen = logits[head].gather(-1, actions[head][:, None])[:, 0]
+        probs = torch.softmax(logits[head], -1).gather(-1, actions[head][:, None])[:, 0].detach()
+        terms.append(rewards * chosen / (probs + 1e-8))
+    return sum(terms).mean()
+
+
+def entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """The entropy of each row in nats: (B, K) -> (B,)."""
+    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(-1)
+
+
+def regret_bound(steps: int, actions: int) -> float:
+    """The paper's bound without its constant: sqrt(K |A| ln |A|), for rewards in [0, 1] (appendix B)."""
+    return math.sqrt(steps * actions * math.log(actions))
+
+
+# ---- the policy --------------------------------------------------------------------------------
+
+
+class ConfigurationPolicy(nn.Module):
+    """A shared trunk and a head of `head_layers` linear layers for each part of the configuration (eq. 2).
+
+    The paper has three layers in a head and names no widths. The released code has one, and so have we: with
+    three, some seeds settled early on a poor action. With `shared=False` each head has a trunk of its own.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        action_space: ActionSpace,
+        *,
+        width: int = 64,
+        head_layers: int = 1,
+        shared: bool = True,
+    ):
+        super().__init__()
+        self.action_space = action_space
+        trunks = 1 if shared else len(HEADS)
+        self.trunks = nn.ModuleList(
+            nn.Sequential(nn.Linear(embedding_dim, width), nn.Tanh()) for _ in range(trunks)
+        )
+        self.heads = nn.ModuleDict(
+            {name: _head(width, size, head_layers) for name, size in action_space.sizes.items()}
+        )
+
+    def forward(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Embeddings (B, D) -> logits (B, K) of each head."""
+        states = [trunk(embeddings) for trunk in self.trunks]
+        return {
+            name: head(states[min(index, len(states) - 1)])
+            for index, (name, head) in enumerate(self.heads.items())
+        }
+
+
+class JointPolicy(nn.Module):
+    """The same trunk with one head over all actions: nothing is shared between similar actions."""
+
+    def __init__(
+        self, embedding_dim: int, action_space: ActionSpace, *, width: int = 64, head_layers: int = 1
+    ):
+        super().__init__()
+        self.action_space = action_space
+        self.trunk = nn.Sequential(nn.Linear(embedding_dim, width), nn.Tanh())
+        self.head = _head(width, action_space.size, head_layers)
+
+    def forward(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Embeddings (B, D) -> {"joint": logits (B, size)}."""
+        return {"joint": self.head(self.trunk(embeddings))}
+
+
+def _head(width: int, size: int, layers: int) -> nn.Sequential:
+    """Linear layers with ReLU in between; the last starts at zero, so that every action is equally likely."""
+    if layers < 1:
+        raise ValueError(f"head_layers must be 1 or more, got {layers}")
+    hidden = [part for _ in range(layers - 1) for part in (nn.Linear(width, width), nn.ReLU())]
+    last = nn.Linear(width, size)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*hidden, last)
+
+
+Policy = ConfigurationPolicy | JointPolicy
+
+
+class Decisions(NamedTuple):
+    """Sampled configurations: per head (B,), their probabilities per head (B,), and the action index (B,)."""
+
+    choices: dict[str, torch.Tensor]
+    propensities: dict[str, torch.Tensor]
+    actions: torch.Tensor
+
+    @property
+    def propensity(self) -> torch.Tensor:
+        """The probability of the whole action: the product over the heads (eq. 2)."""
+        return torch.stack(list(self.propensities.values())).prod(0)
+
+
+@torch.no_grad()
+def decide(
+    policy: Policy, embeddings: torch.Tensor, *, temperature: float | None = None, seed: int = 0
+) -> Decisions:
+    """Choose for embeddings (B, D): sampled at the exploration temperature, or greedily where it is None."""
+    generator = torch.Generator().manual_seed(seed)
+    choices, propensities = {}, {}
+    for head, logits in policy(embeddings).items():
+        if temperature is None:
+            choices[head] = logits.argmax(-1)
+            propensities[head] = torch.ones(len(logits))
+            continue
+        probs = boltzmann_probabilities(logits, temperature)
+        choices[head] = torch.multinomial(probs, 1, generator=generator)[:, 0]
+        propensities[head] = probs.gather(-1, choices[head][:, None])[:, 0]
+    actions = choices["joint"] if "joint" in choices else policy.action_space.join(choices)
+    return Decisions(choices, propensities, actions)
+
+
+@torch.no_grad()
+def action_probabilities(policy: Policy, embeddings: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """The probability of every action, (B, size); for spaces that fit into memory."""
+    probs = {
+        head: boltzmann_probabilities(logits, temperature) for head, logits in policy(embeddings).items()
+    }
+    if "joint" in probs:
+        return probs["joint"]
+    joint = torch.einsum("bi,bt,bs->bits", *(probs[head] for head in HEADS))
+    return joint.flatten(1)
+
+
+def choose(
+    policy: Policy,
+    embeddings: torch.Tensor,
+    *,
+    heads: Sequence[str] = HEADS,
+    temperature: float | None = None,
+    seed: int = 0,
+) -> Decisions:
+    """Like `decide`, but heads that are not named choose uniformly at random (the ablations)."""
+    chosen = decide(policy, embeddings, temperature=temperature, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for head in (head for head in chosen.choices if head not in (*heads, "joint")):
+        size = policy.action_space.sizes[head]
+        chosen.choices[head] = torch.randint(size, (len(embeddings),), generator=generator)
+        chosen.propensities[head] = torch.full((len(embeddings),), 1 / size)
+    if "joint" in chosen.choices:
+        return chosen
+    return chosen._replace(actions=policy.action_space.join(chosen.choices))

@@ -1,0 +1,224 @@
+"""How a frozen LLM is asked: the configured prompt of AdaReasoner, and the prompting baselines.
+
+All prompts share one frame with the same requirements and hints, so that no method wins by them alone.
+The sampling baselines work with any prompt, so they serve the dial world and a chat server alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.cluster import AgglomerativeClustering, KMeans
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lib.bandit.actions import Action
+from lib.bandit.llms import LLM, Request
+
+# The paper's frame (figure 9) and the released code's hints, by meaning, in our own words.
+FRAME = """\
+1. Objective
+Answer the question fully, in a style that suits it. Make nothing up.
+
+2. Question
+{question}
+
+3. Strategy
+{strategy}
+
+4. Requirements
+Give one complete answer, clear and without repetition.
+End with a line that holds only the answer: the letter of an option, yes or no, or a number.
+Answer: <answer>"""
+HINTS = """\
+For a creative question, begin with fresh ideas; for an analytic one, be strict and conclude last."""
+
+
+def configured_prompt(question: str, action: Action, *, hints: bool = False) -> str:
+    """The prompt for one configuration; `hints` adds what the released code tells its own method only."""
+    strategy = f"{action.instruction} Use at most {action.steps} steps."
+    return _framed(question, strategy, hints)
+
+
+def cot_prompt(question: str, *, hints: bool = False) -> str:
+    """Chain of thought: think step by step."""
+    return _framed(question, "Think step by step.", hints)
+
+
+def think_short_prompt(question: str, *, hints: bool = False) -> str:
+    """Think Short: answer fast."""
+    return _framed(question, "Think briefly and answer fast.", hints)
+
+
+def with_examples(prompt: str, examples: Sequence[tuple[str, str]]) -> str:
+    """Worked examples (prompt, reply) before the prompt: in-context CoT, and Auto-CoT with its own."""
+    return "\n".join([*(f"{asked} {reply}" for asked, reply in examples), prompt])
+
+
+def _framed(question: str, strategy: str, hints: bool) -> str:
+    return FRAME.format(question=question, strategy=f"{strategy}\n{HINTS}" if hints else strategy)
+
+
+def read_reply(reply: str) -> str | None:
+    """The answer in the last line `Answer: ...`, without marks of emphasis; None where there is none."""
+    found = re.findall(r"^[\s*_]*Answer[*_]*\s*:[*_\s]*(.+?)[\s*_.]*$", reply, re.M | re.I)
+    return found[-1].strip().strip("()") if found else None
+
+
+# ---- baselines that sample ---------------------------------------------------------------------
+
+
+@dataclass
+class Metered:
+    """A frozen LLM with a meter: `tokens` adds up `count(reply)`, and `no_reply` for each that is None."""
+
+    llm: LLM
+    count: Callable[[str], int]
+    no_reply: int = 0
+    tokens: int = 0
+
+    def ask(self, requests: Sequence[Request]) -> list[str | None]:
+        """The replies of the LLM behind it, cached ones counted as well."""
+        replies = self.llm.ask(requests)
+        self.tokens += sum(self.no_reply if reply is None else self.count(reply) for reply in replies)
+        return replies
+
+
+def sample(
+    llm: LLM, prompts: Sequence[str], *, count: int, temperature: float, seed: int = 0
+) -> list[list[str]]:
+    """`count` replies to each prompt; those that did not come are left out."""
+    requests = [Request(p, temperature, seed + k) for p in prompts for k in range(count)]
+    replies = llm.ask(requests)
+    rows = [replies[first : first + count] for first in range(0, len(replies), count)]
+    return [[reply for reply in row if reply is not None] for row in rows]
+
+
+def self_consistency(replies: Sequence[str], read: Callable[[str], str | None]) -> str | None:
+    """The most frequent answer, the first among equals (Wang et al. 2022); None where none can be read."""
+    answers = [answer for reply in replies if (answer := read(reply)) is not None]
+    return Counter(answers).most_common(1)[0][0] if answers else None
+
+
+def best_of_n(replies: Sequence[str], score: Callable[[str], float]) -> str | None:
+    """The reply with the best score of a judge that does not see the reference; None without replies."""
+    return max(replies, key=score, default=None)
+
+
+@torch.inference_mode()
+def mean_log_prob(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, reply: str
+) -> float:
+    """How likely a reply is to the model itself, per token: a score for best-of-N without a judge."""
+    asked = tokenizer(prompt).input_ids
+    ids = torch.tensor([asked + tokenizer(f" {reply}", add_special_tokens=False).input_ids])
+    log_probs = model(input_ids=ids.to(model.device)).logits[0, :-1].log_softmax(-1).cpu()
+    chosen = log_probs.gather(-1, ids[0, 1:, None])[len(asked) - 1 :, 0]
+    return chosen.mean().item() if len(chosen) else float("-inf")
+
+
+def auto_cot_examples(
+    prompts: Sequence[str], embeddings: torch.Tensor, replies: Sequence[str | None], *, count: int, seed: int
+) -> list[tuple[str, str]]:
+    """One unlabelled example per cluster of questions: the one nearest to its centre (Zhang et al. 2022).
+
+    replies are the model's own, so an example may be wrong; embeddings: (N, D).
+    """
+    distances = KMeans(count, random_state=seed, n_init=4).fit(embeddings.numpy()).transform(embeddings)
+    examples = []
+    for column in distances.T:
+        nearest = next((i for i in column.argsort() if replies[i] is not None), None)
+        if nearest is not None:
+            examples.append((prompts[nearest], replies[nearest]))
+    return examples
+
+
+def tree_of_thoughts(
+    llm: LLM,
+    prompt: str,
+    read: Callable[[str], str | None],
+    *,
+    width: int = 4,
+    beam: int = 2,
+    depth: int = 3,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> str | None:
+    """A small tree search over lines (Yao et al. 2023); beam 2 and depth 3 are the paper's.
+
+    From each kept beginning, `width` continuations are sampled. Their first lines are the new thoughts; one
+    is worth as many continuations as agree on its commonest answer. The best beginning gives the answer.
+    """
+    kept, answer = [""], None
+    for level in range(depth):
+        votes: dict[str, list[str]] = {}
+        for begun in kept:
+            (replies,) = sample(
+                llm, [prompt + begun], count=width, temperature=temperature, seed=seed + level * width
+            )
+            for reply in replies:
+                line, newline, _ = reply.partition("\n")
+                if (found := read(begun + reply)) is not None:
+                    votes.setdefault(f"{begun} {line}{newline}".lstrip(), []).append(found)
+        if not votes:
+            return answer
+        ranked = sorted(votes, key=lambda begun: -Counter(votes[begun]).most_common(1)[0][1])
+        answer = Counter(votes[ranked[0]]).most_common(1)[0][0]
+        kept = [f" {begun}" for begun in ranked[:beam] if begun.endswith("\n")]
+        if not kept:
+            return answer
+    return answer
+
+
+# ---- extensions, named once in the paper and specified nowhere ------------------------------------
+
+
+REFLECTION = """\
+{prompt}
+
+A first attempt:
+{reply}
+
+Say what is wrong with it, if anything. Then answer again."""
+
+
+def reflect(
+    llm: LLM,
+    prompts: Sequence[str],
+    replies: Sequence[str | None],
+    *,
+    ask: str = REFLECTION,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str | None]:
+    """Self-reflection: show the model its replies and ask for revised ones; None as a reply stays None.
+
+    `ask` holds {prompt} and {reply}. The first reply stands where the second did not come.
+    """
+    places = [place for place, reply in enumerate(replies) if reply is not None]
+    again = [ask.format(prompt=prompts[place], reply=replies[place]) for place in places]
+    second = llm.ask([Request(text, temperature, seed) for text in again])
+    revised = {place: reply for place, reply in zip(places, second, strict=True) if reply is not None}
+    return [revised.get(place, reply) for place, reply in enumerate(replies)]
+
+
+def select_by_cluster(
+    replies: Sequence[str], embeddings: torch.Tensor, *, similarity: float = 0.8
+) -> str | None:
+    """Selection: the medoid of the largest group of similar replies; embeddings (N, D) of unit length.
+
+    The released code has this (average linkage, cosine similarity 0.8) and never calls it.
+    """
+    if len(replies) < 2:
+        return replies[0] if replies else None
+    similar = embeddings @ embeddings.T
+    clustering = AgglomerativeClustering(
+        n_clusters=None, distance_threshold=1 - similarity, metric="precomputed", linkage="average"
+    )
+    labels = torch.tensor(clustering.fit_predict((1 - similar).clamp_min(0).numpy()))
+    members = (labels == labels.bincount().argmax()).nonzero()[:, 0]
+    medoid = similar[members][:, members].sum(1).argmax()
+    return replies[members[medoid]]

@@ -1,0 +1,293 @@
+"""AdaReasoner (2505.17312): a small policy outside a frozen LLM picks instruction, temperature and steps.
+
+The LLM is asked once and rewarded once, so this is a contextual bandit. The policy has a shared trunk and
+one head for each part of the configuration; REINFORCE trains it, Boltzmann sampling explores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lib.bandit.actions import HEADS
+from lib.bandit.environments import Environment
+from lib.bandit.learner import (
+    Decisions,
+    Policy,
+    annealed_temperature,
+    boltzmann_probabilities,
+    choose,
+    entropy,
+    linear_temperature,
+    reinforce_loss,
+    released_loss,
+)
+from lib.runs import Run
+
+# ---- training ----------------------------------------------------------------------------------
+
+
+class NoAnswersError(RuntimeError):
+    """The frozen LLM answered nothing in a whole update; what was learnt before is saved."""
+
+
+@dataclass(frozen=True)
+class BanditConfig:
+    """How to train. The paper: baseline "none", no bonus, gradient_at "one", optimizer "sgd" at 0.01.
+
+    `baseline`: "mean" subtracts the mean of the last `window` rewards, "zscore" also divides by their
+    population standard deviation (released code). Both mix easy and hard questions; ours, "question", is the
+    mean of the last `question_window` rewards of the same question. `heads` names the heads that choose; the
+    others stay random. `entropy_bonus`, ours too, is added per head in nats: logits grow as tau falls, so
+    annealing alone may settle on the first good action.
+    """
+
+    updates: int = 400
+    batch_size: int = 32
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = 5e-3
+    initial_temperature: float = 1.0
+    decay: float = 0.997
+    schedule: Literal["exponential", "linear", "constant"] = "exponential"
+    baseline: Literal["none", "mean", "zscore", "question"] = "question"
+    window: int = 256
+    question_window: int = 20
+    gradient_at: Literal["sampling", "one"] = "sampling"
+    update: Literal["reinforce", "released", "released_flipped"] = "reinforce"
+    reward_shift: float = 0.0
+    entropy_bonus: float = 0.05
+    heads: tuple[str, ...] = HEADS
+    save_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.initial_temperature <= 0 or not 0 < self.decay <= 1:
+            raise ValueError(
+                f"initial_temperature must be above 0 and decay in (0, 1], got {self.initial_temperature} "
+                f"and {self.decay}"
+            )
+        if unknown := set(self.heads) - {*HEADS, "joint"}:
+            raise ValueError(f"unknown heads {sorted(unknown)}; there are {', '.join(HEADS)}")
+
+    def temperature(self, step: int) -> float:
+        """The exploration temperature of an update."""
+        if self.schedule == "linear":
+            return linear_temperature(step, self.initial_temperature)
+        decay = self.decay if self.schedule == "exponential" else 1.0
+        return annealed_temperature(step, self.initial_temperature, decay)
+
+
+class BanditTrainer:
+    """Trains a policy on questions, given by their embeddings (N, D), with the rewards of an environment.
+
+    Every decision is kept with its propensity. Given a run, it saves and resumes: all randomness comes from
+    the seed and the number of the update, so a resumed run is the same run.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        embeddings: torch.Tensor,
+        environment: Environment,
+        config: BanditConfig = BanditConfig(),
+        run: Run | None = None,
+    ):
+        self.policy, self.embeddings, self.environment = policy, embeddings, environment
+        self.config, self.run = config, run
+        make = torch.optim.Adam if config.optimizer == "adam" else torch.optim.SGD
+        self.optimizer = make(policy.parameters(), lr=config.learning_rate)
+        self.step = 0
+        self.decisions: list[dict[str, Any]] = []
+        self._kept: dict[int, deque[float]] = {}  # the last rewards of each question
+        self.history: list[dict[str, float]] = []
+        self.interrupted = False
+        if run is not None and (run.checkpoint / "policy.safetensors").exists():
+            self._load()
+
+    def train(
+        self, *, stop_at: int | None = None, say: Callable[[str], None] | None = None
+    ) -> list[dict[str, float]]:
+        """Run the updates that are left, a row each. Ctrl-C saves and raises KeyboardInterrupt."""
+        last = min(stop_at or self.config.updates, self.config.updates)
+        begun = time.monotonic()
+        try:
+            with self._stoppable():
+                while self.step < last and not self.interrupted:
+                    row = self.update()
+                    due = self.step % max(1, last // 10) == 0 or self.step == last
+                    if say is not None and due:
+                        say(
+                            f"update {self.step:>4} of {last}   reward {row['reward']:.3f}   "
+                            f"tau {row['tau']:.2f}   {time.monotonic() - begun:4.0f} s"
+                        )
+                    if self.step % self.config.save_every == 0:
+                        self.save()
+        finally:
+            self.save()
+        if self.interrupted:
+            raise KeyboardInterrupt(f"saved at update {self.step}; the same call goes on from there")
+        return self.history
+
+    def update(self) -> dict[str, float]:
+        """One update: draw questions, choose configurations, ask, learn from what was answered."""
+        config, tau = self.config, self.config.temperature(self.step)
+        seed = config.seed * 1_000_003 + self.step
+        generator = torch.Generator().manual_seed(seed)
+        questions = torch.randint(len(self.embeddings), (config.batch_size,), generator=generator)
+        embeddings = self.embeddings[questions]
+        chosen = choose(self.policy, embeddings, heads=config.heads, temperature=tau, seed=seed)
+        rewards = self.environment(questions, chosen.actions, seed)
+        answered = ~rewards.isnan()
+        if not answered.any():
+            raise NoAnswersError(
+                f"none of the {len(rewards)} requests of update {self.step + 1} was answered; see what the "
+                "server says, then call train again: it goes on from here"
+            )
+        shifted = rewards[answered] + config.reward_shift
+        advantages = self._advantages(questions[answered], shifted)
+        logits = {
+            head: values[answered]
+            for head, values in self.policy(embeddings).items()
+            if head in (*config.heads, "joint")
+        }
+        actions = {head: chosen.choices[head][answered] for head in logits}
+        if config.update.startswith("released"):
+            sign = 1 if config.update == "released" else -1
+            loss = sign * released_loss(logits, actions, advantages)
+        else:
+            at = tau if config.gradient_at == "sampling" else 1.0
+            loss = reinforce_loss(logits, actions, advantages, temperature=at)
+            for values in logits.values():
+                loss = loss - config.entropy_bonus * entropy(boltzmann_probabilities(values, at)).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return self._record(questions, chosen, rewards, logits, tau, loss.item())
+
+    def _advantages(self, questions: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+        """Rewards (B,) less the baseline, from what came before; at first from the batch itself."""
+        config = self.config
+        if config.baseline == "none":
+            return rewards
+        past = [d["reward"] for d in self.decisions[-config.window :] if d["reward"] is not None]
+        window = torch.tensor(past) + config.reward_shift if past else rewards
+        if config.baseline == "question":
+            means = {q: sum(kept) / len(kept) for q, kept in self._kept.items()}
+            usual = window.mean().item() - config.reward_shift
+            baseline = torch.tensor([means.get(q, usual) for q in questions.tolist()])
+            return rewards - baseline - config.reward_shift
+        centred = rewards - window.mean()
+        if config.baseline == "mean":
+            return centred
+        return centred / (window.std(unbiased=False) + 1e-8)
+
+    def _keep(self, question: int, reward: float | None) -> None:
+        if reward is not None:
+            self._kept.setdefault(question, deque(maxlen=self.config.question_window)).append(reward)
+
+    def _record(
+        self,
+        questions: torch.Tensor,
+        chosen: Decisions,
+        rewards: torch.Tensor,
+        logits: Mapping[str, torch.Tensor],
+        tau: float,
+        loss: float,
+    ) -> dict[str, float]:
+        self.step += 1
+        columns = {
+            "question": questions.tolist(),
+            "action": chosen.actions.tolist(),
+            "propensity": chosen.propensity.tolist(),
+            "reward": [None if math.isnan(reward) else reward for reward in rewards.tolist()],
+        }
+        heads = {head: p.tolist() for head, p in chosen.propensities.items()}
+        for index in range(len(questions)):
+            decision = {name: values[index] for name, values in columns.items()}
+            decision["propensities"] = {head: values[index] for head, values in heads.items()}
+            self.decisions.append({"step": self.step, **decision})
+            self._keep(decision["question"], decision["reward"])
+        row = {
+            "step": self.step,
+            "loss": loss,
+            "reward": rewards.nanmean().item(),
+            "tau": tau,
+            "answered": (~rewards.isnan()).float().mean().item(),
+        }
+        for head, values in logits.items():
+            row[f"entropy/{head}"] = entropy(boltzmann_probabilities(values.detach(), tau)).mean().item()
+        self.history.append(row)
+        if self.run is not None:
+            self.run.log(self.step, {key: value for key, value in row.items() if key != "step"})
+        return row
+
+    # -- saving and resuming
+
+    def save(self) -> None:
+        """Write policy, optimizer and decisions to the run's checkpoint; each file in one step."""
+        if self.run is None:
+            return
+        folder = self.run.checkpoint
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"policy.{name}": value.contiguous() for name, value in self.policy.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer.{number}.{name}": torch.as_tensor(value).clone() for name, value in state.items()
+            }
+        lines = "".join(json.dumps(decision) + "\n" for decision in self.decisions)
+        (folder / "decisions.new").write_text(lines, encoding="utf-8")
+        (folder / "decisions.new").replace(folder / "decisions.jsonl")
+        save_file(tensors, folder / "policy.new", metadata={"step": str(self.step)})
+        (folder / "policy.new").replace(folder / "policy.safetensors")
+
+    def _load(self) -> None:
+        """Go on where the checkpoint stands; what was logged after it is dropped."""
+        folder = self.run.checkpoint
+        with safe_open(folder / "policy.safetensors", framework="pt") as file:
+            self.step = int(file.metadata()["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, field = name.split(".")
+                states.setdefault(int(number), {})[field] = tensor
+        self.policy.load_state_dict(
+            {name.removeprefix("policy."): t for name, t in tensors.items() if name.startswith("policy.")}
+        )
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        lines = (folder / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
+        self.decisions = [row for row in map(json.loads, lines) if row["step"] <= self.step]
+        for row in self.decisions:
+            self._keep(row["question"], row["reward"])
+        self.run.rewind(self.step)
+        self.history = self.run.metrics()
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """The first Ctrl-C ends training after the update under way."""
+
+        def stop(number: int, frame: Any) -> None:
+            self.interrupted = True
+
+        self.interrupted = False
+        try:
+            old = signal.signal(signal.SIGINT, stop)
+        except ValueError:  # not in the main thread: Ctrl-C then ends the process as usual
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, old)

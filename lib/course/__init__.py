@@ -1,0 +1,1 @@
+"""The course itself: run the notebooks, check their parameters, stamp their outputs."""

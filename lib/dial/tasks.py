@@ -1,0 +1,58 @@
+"""Dial questions as tasks, their exact teacher, and the rows of both training stages."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterable, Sequence
+
+from lib.dial.responses import gold_response
+from lib.dial.world import Question, parse_question, sample_questions
+from lib.formats import ReasoningFormat
+from lib.sources.sft_set import sft_row, stage
+from lib.sources.teachers import Assignment, Reply
+from lib.tasks import Task
+
+
+def dial_task(question: Question) -> Task:
+    """A dial question as a task; questions that differ only in colour have the same key."""
+    key = f"{question.world}|{question.start}|{' '.join(question.operations)}"
+    return Task(
+        id=f"{question.world}/{hashlib.sha256(key.encode()).hexdigest()[:16]}",
+        source=question.world,
+        question=question.text,
+        answer=question.answer,
+        kind="text" if question.world == "cups" else "number",
+        tier=question.tier,
+        split=question.split,
+    )
+
+
+def dial_teacher(tasks: Sequence[Assignment]) -> list[Reply]:
+    """The exact responses of the dial world."""
+    return [Reply(gold_response(parse_question(example.question), format)) for example, format in tasks]
+
+
+def gold_rows(questions: Iterable[Question], *, seed: int, sft_share: float = 1.0) -> list[dict[str, str]]:
+    """The gold responses of dial questions in all formats, shuffled: exact, so they need no check.
+
+    Questions that `stage` keeps for RL are left out.
+    """
+    rows = []
+    for question in questions:
+        example = dial_task(question)
+        if stage(example.key, sft_share) == "sft":
+            rows += [sft_row(example, format, gold_response(question, format)) for format in ReasoningFormat]
+    random.Random(f"sft|{seed}").shuffle(rows)
+    return rows
+
+
+def rl_questions(
+    count: int, *, seed: int, sft_share: float, depths: Sequence[int] | None = None
+) -> list[Question]:
+    """Dial questions for RL, balanced over tiers or taken from `depths`: none that `stage` gives to SFT."""
+    drawn = sample_questions(math.ceil(2 * count / (1 - sft_share)), seed=seed, depths=depths)
+    wanted = [q for q in drawn if stage(dial_task(q).key, sft_share) == "rl"]
+    tiers = [[q for q in wanted if q.tier == tier] for tier in dict.fromkeys(q.tier for q in wanted)]
+    return [question for row in zip(*tiers, strict=False) for question in row][:count]

@@ -1,0 +1,164 @@
+"""Any OpenAI-compatible chat server. A reply is cached under a hash of its request as soon as it is there.
+
+So a killed run resumes and pays for nothing twice. A failure is never cached and never taken for an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import random
+import time
+import urllib.request
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib.runs import read_json, write_json
+
+CHARACTERS_PER_TOKEN = 4  # of English text, roughly: for the estimate before the first request
+TRY_AGAIN = (408, 429, 500, 502, 503, 504)
+NO_USE = (401, 403, 404)  # the key, the model or the address is wrong: every request would fail
+LONGEST_WAIT = 60.0  # seconds
+
+
+class ServerError(RuntimeError):
+    """The server refuses all requests; the message says what to mend."""
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """What the model wrote, or why there is nothing to use: exactly one of text and problem is None."""
+
+    text: str | None
+    problem: str | None = None
+    reasoning: str = ""
+
+
+@dataclass(frozen=True)
+class ChatServer:
+    """An OpenAI-compatible server, e.g. ChatServer("http://localhost:8000/v1", "Qwen/Qwen3-8B", folder).
+
+    `timeout` is in seconds for a whole reply, `price` in dollars per million tokens (in, out). The first
+    wait before a retry is `backoff` seconds; it doubles each time, or is what the server asks for.
+    """
+
+    url: str
+    model: str
+    cache: Path
+    key: str | None = field(default=None, repr=False)
+    workers: int = 8
+    timeout: float = 300.0
+    retries: int = 5
+    backoff: float = 1.0
+    price: tuple[float, float] | None = None
+
+    def ask(
+        self, requests: Sequence[Mapping[str, Any]], *, show: Callable[[str], None] = print
+    ) -> list[ChatReply]:
+        """Answer requests of the form {"messages", "max_tokens", ...}, in order; the cost is shown first.
+
+        A request that fails for good is a reply with a problem; ask again and only those are sent.
+        """
+        bodies = [{"model": self.model, **request} for request in requests]
+        paths = [Path(self.cache) / f"{_digest(body)}.json" for body in bodies]
+        missing = {path: body for path, body in zip(paths, bodies, strict=True) if not path.exists()}
+        show(self._estimate(missing.values(), len(set(paths)) - len(missing)))
+        failures: dict[Path, str] = {}
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            sent = {pool.submit(self._fetch, path, body): path for path, body in missing.items()}
+            for count, future in enumerate(as_completed(sent), 1):
+                if problem := future.result():
+                    failures[sent[future]] = problem
+                if count % max(1, len(sent) // 10) == 0:
+                    show(f"{count} of {len(sent)} requests done, {len(failures)} failed")
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return [ChatReply(None, failures[path]) if path in failures else _cached(path) for path in paths]
+
+    def _estimate(self, bodies: Collection[Mapping[str, Any]], cached: int) -> str:
+        tokens_in = sum(len(json.dumps(body["messages"])) for body in bodies) // CHARACTERS_PER_TOKEN
+        tokens_out = sum(body["max_tokens"] for body in bodies)
+        cost = "no price given"
+        if self.price:
+            dollars = (tokens_in * self.price[0] + tokens_out * self.price[1]) / 1e6
+            cost = f"at most about {dollars:,.2f} $"
+        return (
+            f"{self.model}: {len(bodies):,} requests to send ({cached:,} more are cached), about "
+            f"{tokens_in:,} tokens in and at most {tokens_out:,} out, {cost}"
+        )
+
+    def _fetch(self, path: Path, body: Mapping[str, Any]) -> str | None:
+        """Get one reply into the cache; the problem if that cannot be done."""
+        problem = ""
+        for attempt in range(self.retries + 1):
+            wait = self.backoff * 2**attempt
+            try:
+                write_json(path, {"request": body, **self._post(body)})
+                return None
+            except urllib.error.HTTPError as error:
+                problem = f"HTTP {error.code}: {error.read(200).decode(errors='replace').strip()}"
+                if error.code in NO_USE:
+                    raise ServerError(
+                        f"{self.url} answers {problem}. Check the address, the key and the model."
+                    ) from None
+                if error.code not in TRY_AGAIN:
+                    return problem
+                asked = error.headers.get("Retry-After", "")
+                wait = float(asked) if asked.isdigit() else wait
+            except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+                problem = f"{type(error).__name__}: {error}"
+            except ValueError as error:
+                problem = f"not a chat completion: {error}"
+            if attempt < self.retries:
+                # Not all at once again: that is what the server could not take.
+                time.sleep(min(wait, LONGEST_WAIT) * random.uniform(1, 1.25))
+        return f"{problem} ({self.retries + 1} tries)"
+
+    def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one request; ValueError where the answer is not a chat completion with a text."""
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(
+            f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
+        )
+        deadline, received = time.monotonic() + self.timeout, b""
+        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            # urllib's own limit is for each read: a server that drips would never end.
+            while chunk := response.read1(2**16):
+                received += chunk
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no complete reply within {self.timeout:g} s")
+        answer = json.loads(received)
+        try:
+            choice = answer["choices"][0]
+            message = choice["message"]
+            text, reasoning = message["content"], message.get("reasoning_content") or message.get("reasoning")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ValueError(f"unknown shape {str(answer)[:200]}") from None
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("the message has no text")
+        return {
+            "text": text,
+            "reasoning": reasoning or "",
+            "finish_reason": choice.get("finish_reason"),
+            "usage": answer.get("usage"),
+        }
+
+
+def _cached(path: Path) -> ChatReply:
+    """A reply from the cache. One that was cut off stays so: a larger max_tokens is another request."""
+    reply = read_json(path)
+    if reply["finish_reason"] not in (None, "stop", "eos"):
+        return ChatReply(None, f"the reply ended by {reply['finish_reason']}")
+    return ChatReply(reply["text"], reasoning=reply["reasoning"])
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    """The address and the key are left out: the same model may move."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Measuring: ask a policy in a mode, rollouts into numbers with intervals, bounds, and figures."""

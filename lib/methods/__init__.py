@@ -1,0 +1,1 @@
+"""Methods of training: formulas, hooks and configuration of each in a file of its own."""

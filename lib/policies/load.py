@@ -1,0 +1,117 @@
+"""Load and save policies; build the small model of the dial world from a configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import bitsandbytes  # noqa: F401  it registers the kernels that _mend_dequantisation mends
+import torch
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lib.policies.random_models import random_model
+from lib.runs import ROOT, CheckpointError, check_provenance, runs_folder
+
+CHECKPOINTS = ROOT / "data" / "checkpoints"
+
+# Bars are drawn again and again in a saved notebook; runs log what matters as numbers instead.
+transformers.utils.logging.disable_progress_bar()
+# peft still asks transformers by the old name.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+
+
+def load_policy(
+    name_or_path: str | Path, *, quantised: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer: a shipped checkpoint, a local folder, or a hub name like "org/name@commit".
+
+    `quantised` stores the linear layers in NF4 with double quantisation (QLoRA, section 3), and computes in
+    `dtype`. A folder with a provenance file is checked against it first (CheckpointError).
+    """
+    source, pinned = _source(name_or_path), {}
+    if not Path(source).is_dir() and "@" in source:
+        source, _, pinned["revision"] = source.partition("@")
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **pinned)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    quantisation = None
+    if quantised:
+        _mend_dequantisation()
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, quantization_config=quantisation, **pinned
+    )
+    for module in model.modules():
+        # On processors with avx512_bf16, bitsandbytes would re-pack the weights in place at the first forward
+        # in eval mode: rounded to bfloat16, and with an error where a width is no multiple of 64.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model.to(device).eval(), tokenizer
+
+
+@functools.cache
+def _mend_dequantisation() -> None:
+    """Let bitsandbytes dequantise on the CPU whatever the width of a matrix.
+
+    Blocks run through a matrix as through one long row. The CPU kernel of 0.50 lets them start anew in each
+    row, so where the width is no multiple of 64 (96 in the dial world) most scales are from a wrong block.
+    """
+    kernel = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
+
+    def dequantise(keys, packed, absmax, blocksize, quant_type, shape, dtype):
+        row = kernel.call_boxed(keys, packed, absmax, blocksize, quant_type, [1, math.prod(shape)], dtype)
+        return row.reshape(shape)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a kernel is replaced
+        _registered.impl("dequantize_4bit", dequantise, "CPU", with_keyset=True)
+
+
+_registered = torch.library.Library("bitsandbytes", "FRAGMENT")  # what it registers lives as long as it
+
+
+def _source(name_or_path: str | Path) -> str:
+    """Where to load from; a shipped checkpoint is checked, and a misspelt one is named."""
+    if str(name_or_path).startswith("random-"):
+        folder = runs_folder() / "models" / str(name_or_path)
+        if not folder.exists():
+            random_model(str(name_or_path), folder)
+        return str(folder)
+    shipped = CHECKPOINTS / str(name_or_path)
+    folder = shipped if shipped.is_dir() else Path(name_or_path)
+    if (folder / "provenance.json").exists() or folder.parent == CHECKPOINTS:
+        check_provenance(folder)
+    elif str(name_or_path).startswith("dial-"):
+        known = ", ".join(sorted(path.name for path in CHECKPOINTS.glob("*") if path.is_dir())) or "none"
+        raise CheckpointError(
+            f"There is no shipped checkpoint {str(name_or_path)!r}; data/checkpoints/ holds {known}."
+        )
+    return str(folder) if folder.is_dir() else str(name_or_path)
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Hold back the warnings of one library's logger."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,43 @@
+"""Where questions come from: rows of real datasets, the catalogue of sources, teachers, the SFT set."""
+
+from lib.sources.catalogue import (
+    SOURCES,
+    Loaded,
+    Problem,
+    Source,
+    load,
+    read_rows,
+    sources_table,
+)
+from lib.sources.files import DataError, RowError, file_rows
+from lib.sources.overlap import duplicates, overlap, report
+from lib.sources.sft_set import Drop, SFTSet, build_sft_set, card_markdown, check_response, stage
+from lib.sources.teachers import Assignment, Reply, Teacher, chat_teacher, dataset_teacher, teacher_prompt
+
+__all__ = [
+    "SOURCES",
+    "Assignment",
+    "DataError",
+    "Drop",
+    "Loaded",
+    "Problem",
+    "Reply",
+    "RowError",
+    "SFTSet",
+    "Source",
+    "Teacher",
+    "build_sft_set",
+    "card_markdown",
+    "chat_teacher",
+    "check_response",
+    "dataset_teacher",
+    "duplicates",
+    "file_rows",
+    "load",
+    "overlap",
+    "read_rows",
+    "report",
+    "sources_table",
+    "stage",
+    "teacher_prompt",
+]

@@ -1,0 +1,122 @@
+"""The figures of the configuration bandit, in the look of lib.plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from lib.dial import frozen_llm
+from lib.dial.world import TIERS
+
+_PALETTE = sns.color_palette("colorblind")
+COLOURS = dict(zip(frozen_llm.KINDS, (_PALETTE[0], _PALETTE[1], _PALETTE[2]), strict=True))
+MARKERS = dict(zip(frozen_llm.KINDS, "osD", strict=True))
+TYPES = [f"{kind}, {tier}" for kind in frozen_llm.KINDS for tier in TIERS]
+
+
+def configuration_curves(table: pd.DataFrame) -> Figure:
+    """Accuracy in a question's own style: against steps for mixed questions, against temperature by kind."""
+    apt = table[table["instruction"] == table["kind"].map(frozen_llm.APT_STYLE)]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), sharey=True, dpi=68, layout="constrained")
+    mixed = apt[(apt["kind"] == "mixed") & (apt["temperature"] == 0)]
+    for depth, colour, marker in zip((2, 4, 8, 12), sns.color_palette("viridis", 4), "osD^", strict=True):
+        rows = mixed[mixed["depth"] == depth]
+        left.plot(
+            range(len(rows)),
+            rows["right"] / rows["asked"],
+            color=colour,
+            marker=marker,
+            label=f"{depth} turns",
+        )
+    left.set_xticks(range(len(frozen_llm.STEPS)), frozen_llm.STEPS)
+    left.set(
+        xlabel="steps asked for", ylabel="accuracy", title="mixed questions, temperature 0", ylim=(0, 1.04)
+    )
+    left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, fontsize=9)
+    fitting = apt[(2 * apt["steps"] >= apt["depth"]) & (apt["steps"] <= apt["depth"])]
+    sums = fitting.groupby(["kind", "temperature"])[["right", "asked"]].sum()
+    for name, rows in (sums["right"] / sums["asked"]).groupby("kind"):
+        values = rows.droplevel(0)
+        right.plot(values.index, values, color=COLOURS[name], marker=MARKERS[name], label=name)
+    right.set(xlabel="temperature", title="fitting steps, by kind of question")
+    right.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=9)
+    return figure
+
+
+def training(history: pd.DataFrame, lines: Mapping[str, float]) -> Figure:
+    """Mean reward of the last 20 updates with horizontal lines to compare; tau and the heads' entropies."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), dpi=68, layout="constrained")
+    left.plot(history["step"], history["reward"].rolling(20, min_periods=1).mean(), color="black", lw=1.5)
+    for (name, value), style in zip(lines.items(), ("--", "-.", ":"), strict=False):
+        left.axhline(value, color="0.4", ls=style, lw=1)
+        left.text(history["step"].max(), value + 0.012, name, ha="right", fontsize=9, color="0.25")
+    left.set(xlabel="update", ylabel="reward, mean of 20 updates", ylim=(0, 1))
+    right.plot(history["step"], history["tau"], color="black", ls="--", label="tau")
+    for column, colour in zip([c for c in history if c.startswith("entropy/")], _PALETTE, strict=False):
+        right.plot(history["step"], history[column], color=colour, label=f"entropy, {column[8:]}", lw=1.3)
+    right.set(xlabel="update", ylabel="entropy (nats) and tau", ylim=(0, None))
+    right.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def action_shares(frame: pd.DataFrame) -> Figure:
+    """Share of each value of a head (columns instruction, temperature, steps) by type of question."""
+    figure, axes = plt.subplots(1, 3, figsize=(9.4, 3.3), sharey=True, dpi=68, layout="constrained")
+    for ax, head in zip(axes, ("instruction", "temperature", "steps"), strict=True):
+        shares = pd.crosstab(frame["type"], frame[head], normalize="index")
+        shares = shares.reindex([name for name in TYPES if name in shares.index])
+        sns.heatmap(shares, ax=ax, annot=True, fmt=".2f", cmap="cividis", vmin=0, vmax=1, cbar=False)
+        ax.set(xlabel=head, ylabel="type of question" if ax is axes[0] else "")
+    return figure
+
+
+def intervals(frame: pd.DataFrame, *, xlabel: str, lines: Mapping[str, float]) -> Figure:
+    """Points with 95 % intervals, a row per method: columns mean, low, high."""
+    figure, ax = plt.subplots(figsize=(7, 0.27 * len(frame) + 1.2), dpi=68, layout="constrained")
+    places = np.arange(len(frame))
+    errors = [frame["mean"] - frame["low"], frame["high"] - frame["mean"]]
+    ax.errorbar(frame["mean"], places, xerr=errors, fmt="o", color="black", ms=5, capsize=3)
+    for (name, value), style in zip(lines.items(), ("--", ":"), strict=False):
+        ax.axvline(value, color="0.4", ls=style, lw=1)
+        above = ax.get_xaxis_transform()  # x in data, y in shares of the axis
+        ax.text(value, 1.01, name, ha="center", va="bottom", fontsize=9, color="0.25", transform=above)
+    ax.set_yticks(places, frame.index)
+    ax.set(xlabel=xlabel, ylim=(len(frame) - 0.4, -0.6))
+    return figure
+
+
+def regret_curves(curves: Mapping[str, Sequence[float]], bound: Sequence[float]) -> Figure:
+    """Cumulative regret over decisions, with the bound of the paper, on logarithmic axes."""
+    figure, ax = plt.subplots(figsize=(6.2, 3.6), dpi=68, layout="constrained")
+    for (name, curve), colour in zip(curves.items(), _PALETTE, strict=False):
+        ax.plot(np.arange(1, len(curve) + 1), curve, color=colour, label=name)
+    ax.plot(np.arange(1, len(bound) + 1), bound, color="black", ls="--", label="bound, without its constant")
+    ax.plot([1, len(bound)], [1, len(bound)], color="0.6", ls=":", label="regret 1 at every decision")
+    ax.set(xscale="log", yscale="log", xlabel="decisions", ylabel="cumulative regret (rewards)")
+    ax.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def shots_curve(frame: pd.DataFrame, lines: Mapping[str, float]) -> Figure:
+    """Reward over training questions, with 95 % intervals over seeds: columns shots, mean, low, high."""
+    figure, ax = plt.subplots(figsize=(6, 3.6), dpi=68, layout="constrained")
+    errors = [frame["mean"] - frame["low"], frame["high"] - frame["mean"]]
+    ax.errorbar(frame["shots"], frame["mean"], yerr=errors, fmt="o-", color="black", capsize=3)
+    for (name, value), style in zip(lines.items(), ("--", ":"), strict=False):
+        ax.axhline(value, color="0.4", ls=style, lw=1)
+        ax.text(frame["shots"].max(), value + 0.01, name, ha="right", fontsize=9, color="0.25")
+    ax.margins(y=0.12)  # room for the name of the highest line
+    ax.set(xscale="log", xlabel="training questions (log scale)", ylabel="expected reward on test questions")
+    ax.set_xticks(frame["shots"], [str(shots) for shots in frame["shots"]])
+    ax.minorticks_off()
+    return figure
+
+
+def type_of(question: frozen_llm.Question) -> str:
+    """Kind and tier of a dial question, in words."""
+    return f"{frozen_llm.kind(question)}, {question.tier}"

@@ -1,0 +1,368 @@
+"""AdaReasoner's policy and its rivals on the dial LLM: one method, one seed, one summary.
+
+python -m lib.studies.bandits                    every method, 10 seeds, to data/reference_runs/06_adareasoner
+python -m lib.studies.bandits learned --seeds 2
+python -m lib.studies.bandits --trials           how the setting for the simulated surface was chosen
+
+The rewards are drawn from the shipped table of p(correct), so the expected reward of every choice is known.
+Training questions are of the validation split, test questions of the test split; the frozen LLM learnt from
+neither. The settings were chosen on other draws of questions, and on other simulated surfaces. All methods
+that learn get the same number of answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy import stats
+
+from lib.bandit.actions import HEADS, ActionSpace
+from lib.bandit.environments import Environment, Surface, simulated_surface
+from lib.bandit.learner import ConfigurationPolicy, JointPolicy, Policy, choose
+from lib.bandit.rivals import ConfigurationBandit, best_fixed, random_actions, regret
+from lib.bandit.training import BanditConfig, BanditTrainer
+from lib.dial import frozen_llm
+from lib.dial.frozen_llm import dial_surface, prompt, sample_kind_questions
+from lib.dial.world import Question
+from lib.engines.generate import decision_states
+from lib.measure.intervals import mean_interval
+from lib.policies.load import load_policy
+from lib.runs import ROOT, provenance, read_json, write_json
+
+RUNS = ROOT / "data" / "reference_runs" / "06_adareasoner"
+SURFACE_RUNS = ROOT / "data" / "reference_runs" / "06_simulated_surface"
+TRAIN, TEST = 200, 900  # questions; the paper has 100 for training
+NEW_DRAWS = 1000  # added to the seed of a draw of questions: settings were tried on draws 0 to 9
+NORM = 5.0  # length of an embedding: shorter ones learn too slowly, longer ones settle too early
+NEUTRAL = ("think", 3)  # the configuration in which a question is embedded
+SHOTS = (25, 50, 100, 400)  # beside the 200 of "learned"
+SPACE = frozen_llm.action_space()
+DEFAULTS = BanditConfig(updates=600, batch_size=128, learning_rate=2e-3, decay=0.998)
+
+
+@dataclass(frozen=True)
+class World:
+    """Questions as embeddings, with the surface that answers them and the tokens (C, A) that answers cost."""
+
+    questions: list[Question]
+    embeddings: torch.Tensor
+    surface: Surface
+    tokens: torch.Tensor
+
+    @property
+    def all(self) -> torch.Tensor:
+        return torch.arange(len(self.questions))
+
+
+@cache
+def frozen_llm() -> tuple[Any, Any]:
+    """The shipped dial LLM and its tokenizer, loaded once."""
+    return load_policy("dial-llm")
+
+
+def embed(questions: Sequence[Question]) -> torch.Tensor:
+    """The frozen LLM's own state where it begins to respond, when asked in one neutral way: (N, 96)."""
+    return decision_states(*frozen_llm(), [prompt(question, *NEUTRAL) for question in questions])
+
+
+@lru_cache(maxsize=8)
+def worlds(seed: int, *, shots: int = TRAIN, tests: int = TEST) -> tuple[World, World]:
+    """Training and test questions; embeddings are standardised by the training questions."""
+    splits = [
+        sample_kind_questions(shots, seed=NEW_DRAWS + seed, split="validation"),
+        sample_kind_questions(tests, seed=NEW_DRAWS + seed, split="test"),
+    ]
+    embeddings = [embed(questions) for questions in splits]
+    mean, deviation = embeddings[0].mean(0), embeddings[0].std(0).clamp_min(1e-6)
+    made = []
+    for questions, vectors in zip(splits, embeddings, strict=True):
+        surface, tokens = dial_surface(questions)
+        scaled = (vectors - mean) / deviation * (NORM / vectors.shape[1] ** 0.5)
+        made.append(World(questions, scaled, surface, tokens))
+    return made[0], made[1]
+
+
+# ---- methods -----------------------------------------------------------------------------------
+
+PAPER = {
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "baseline": "none",
+    "gradient_at": "one",
+    "entropy_bonus": 0.0,
+}
+RELEASED = {
+    "update": "released",
+    "optimizer": "sgd",
+    "learning_rate": 0.001,
+    "baseline": "zscore",
+    "window": 100,
+    "schedule": "linear",
+}
+# name: changes of the configuration, changes of the policy
+LEARNERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "learned": ({}, {}),
+    "joint": ({}, {"joint": True}),
+    "paper": (PAPER, {"head_layers": 3}),
+    "released": (RELEASED, {}),
+    "released_sign_mended": (RELEASED | {"update": "released_flipped"}, {}),
+    "three_layers": ({}, {"head_layers": 3}),
+    "no_trunk_shared": ({}, {"shared": False}),
+    "no_annealing": ({"schedule": "constant"}, {}),
+    "no_entropy_bonus": ({"entropy_bonus": 0.0}, {}),
+    "no_baseline": ({"baseline": "none"}, {}),
+    "mean_baseline": ({"baseline": "mean"}, {}),
+    "zscore": ({"baseline": "zscore"}, {}),
+    "shifted_no_baseline": ({"baseline": "none", "reward_shift": -0.5}, {}),
+    "gradient_at_one": ({"gradient_at": "one"}, {}),
+    **{f"only_{head}": ({"heads": (head,)}, {}) for head in HEADS},
+    **{f"without_{head}": ({"heads": tuple(h for h in HEADS if h != head)}, {}) for head in HEADS},
+}
+LINEAR = {
+    "epsilon_greedy": {"rule": "epsilon_greedy", "exploration": 0.1},
+    "lin_ucb": {"rule": "lin_ucb", "exploration": 0.5},
+    "lin_ts": {"rule": "lin_ts", "exploration": 0.3},
+    "lin_ts_factorised": {"rule": "lin_ts", "exploration": 0.3, "factorised": True},
+}
+FIXED = ("random", "best_fixed", "best_fixed_known", "oracle")
+METHODS = (*FIXED, *LINEAR, *LEARNERS, *(f"shots_{shots}" for shots in SHOTS))
+
+
+def make_policy(dim: int, seed: int, *, joint: bool = False, **options: Any) -> Policy:
+    """A fresh policy for the dial space."""
+    torch.manual_seed(seed)
+    return (JointPolicy if joint else ConfigurationPolicy)(dim, SPACE, **{"width": 128, **options})
+
+
+def train_policy(name: str, train: World, seed: int, config: BanditConfig) -> BanditTrainer:
+    """Train one of LEARNERS on the table."""
+    changes, shape = LEARNERS["learned" if name.startswith("shots_") else name]
+    policy = make_policy(train.embeddings.shape[1], seed, **shape)
+    trainer = BanditTrainer(policy, train.embeddings, train.surface, replace(config, seed=seed, **changes))
+    trainer.train()
+    return trainer
+
+
+def actions_of(
+    name: str, train: World, test: World, seed: int, config: BanditConfig
+) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    """What a method does on the test questions, (N,), and the rows of its training."""
+    if name == "random":
+        return random_actions(len(test.questions), SPACE.size, seed), []
+    if name == "oracle":
+        return test.surface.values[test.surface.contexts].argmax(-1), []
+    if name == "best_fixed_known":  # the best that any fixed action can do on these very questions
+        best = test.surface.values[test.surface.contexts].mean(0).argmax()
+        return best.expand(len(test.questions)), []
+    requests = config.updates * config.batch_size
+    if name == "best_fixed":
+        action, _ = best_fixed(
+            SPACE.size, train.surface, questions=len(train.questions), requests=requests, seed=seed
+        )
+        return torch.full((len(test.questions),), action), []
+    if name in LINEAR:
+        bandit = ConfigurationBandit(train.embeddings.shape[1], SPACE, **LINEAR[name])
+        rows = bandit.train(
+            train.embeddings / NORM,
+            train.surface,
+            updates=config.updates,
+            batch_size=config.batch_size,
+            seed=seed,
+        )
+        history = [{"step": row["step"], "reward": row["rewards"].mean().item()} for row in rows]
+        return bandit.choose(test.embeddings / NORM), history
+    trainer = train_policy(name, train, seed, config)
+    if name.startswith("released"):  # its test script samples too
+        tau = trainer.config.temperature(trainer.step)
+        return choose(trainer.policy, test.embeddings, temperature=tau, seed=seed).actions, trainer.history
+    chosen = choose(trainer.policy, test.embeddings, heads=trainer.config.heads, seed=seed)
+    return chosen.actions, trainer.history
+
+
+def summary_of(name: str, test: World, actions: torch.Tensor) -> dict[str, Any]:
+    """The summary of a method: expected reward with its 95 % interval over questions, and tokens."""
+    rewards = test.surface.expected(test.all, actions)
+    low, high = mean_interval(rewards.tolist())
+    tokens = test.tokens[test.surface.contexts, actions]
+    row = {
+        "reward": round(rewards.mean().item(), 4),
+        "reward_ci": [round(float(low), 4), round(float(high), 4)],
+        "mean_tokens": round(tokens.mean().item(), 2),
+    }
+    optimal = round(test.surface.optimal(test.all).mean().item(), 4)
+    return {"policies": {name: row}, "optimal_reward": optimal}
+
+
+def run_method(name: str, seed: int, config: BanditConfig = DEFAULTS) -> dict[str, Any]:
+    """Train and judge one method with one seed."""
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; there are {', '.join(METHODS)}")
+    shots = int(name.removeprefix("shots_")) if name.startswith("shots_") else TRAIN
+    train, test = worlds(seed, shots=shots)
+    actions, history = actions_of(name, train, test, seed, config)
+    every = [row["reward"] for row in history]
+    curve = [round(sum(every[i : i + 20]) / len(every[i : i + 20]), 4) for i in range(0, len(every), 20)]
+    return summary_of(name, test, actions) | {"training_reward": curve}
+
+
+def read_summaries() -> pd.DataFrame:
+    """The shipped runs: method, seed, reward, tokens and the optimal reward, a row per run."""
+    rows = []
+    for path in sorted(RUNS.glob("*/seed_*/summary.json")):
+        summary = read_json(path)
+        ((name, row),) = summary["policies"].items()
+        seed = int(path.parent.name.removeprefix("seed_"))
+        rows.append((name, seed, row["reward"], row["mean_tokens"], summary["optimal_reward"]))
+    return pd.DataFrame(rows, columns=["method", "seed", "reward", "tokens", "optimal"])
+
+
+def over_seeds(runs: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """The mean reward over seeds with its 95 % interval, and the number of seeds: a row per method."""
+    rows = {}
+    for name in methods:
+        values = runs.loc[runs["method"] == name, "reward"].tolist()
+        rows[name] = (*_mean_and_interval(pd.Series(values)), len(values))
+    return pd.DataFrame(rows, index=["mean", "low", "high", "seeds"]).T
+
+
+def against(runs: pd.DataFrame, method: str, other: str) -> tuple[float, float, float]:
+    """The mean difference in reward over seeds, paired, with its 95 % t interval."""
+    wide = runs.pivot(index="seed", columns="method", values="reward")
+    return _mean_and_interval((wide[method] - wide[other]).dropna())
+
+
+def _mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
+    """A mean over few seeds with its 95 % interval: Student's t, sample standard deviation."""
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+# ---- the simulated surface ---------------------------------------------------------------------
+
+SURFACE_RULES: dict[str, dict[str, Any]] = {
+    "ours": {"batch_size": 64},  # chosen by SURFACE_TRIALS
+    "ours_32_answers": {"batch_size": 32},
+    "ours_128_answers": {"batch_size": 128},
+    # ten times the code's learning rate, so that 400 updates show what the rule does
+    "released": RELEASED | {"learning_rate": 0.01, "batch_size": 64},
+    "released_sign_mended": RELEASED
+    | {"learning_rate": 0.01, "batch_size": 64, "update": "released_flipped"},
+}
+
+SURFACE_TRIALS: dict[str, dict[str, Any]] = {
+    "32 answers": {"batch_size": 32},
+    "64 answers": {"batch_size": 64},
+    "128 answers": {"batch_size": 128},
+    "32, half the rate": {"learning_rate": 2.5e-3},
+    "32, twice the rate": {"learning_rate": 1e-2},
+    "32, no annealing": {"schedule": "constant"},
+    "32, half the bonus": {"entropy_bonus": 0.025},
+    "32, twice the bonus": {"entropy_bonus": 0.1},
+    "32, z-score": {"baseline": "zscore"},
+}
+
+
+def surface_shares(seed: int, space: ActionSpace = SPACE) -> dict[str, dict[str, float]]:
+    """Expected reward as a share of the best possible, after 400 updates from 100 questions, for each rule.
+
+    Ours learns from draws of 0 and 1. The released code's rewards are probabilities, so its rules get the
+    expected rewards (of draws a window may be constant, and a z-score then explodes); and it samples at test
+    time too. Regret is expected regret, in the first and in the second half of training.
+    """
+    embeddings, surface = simulated_surface(space, seed=seed)
+    index = torch.arange(len(embeddings))
+    best = surface.optimal(index).mean()
+    found = {"random": {"share": (surface.values[surface.contexts].mean() / best).item()}}
+    for name, changes in SURFACE_RULES.items():
+        released = name.startswith("released")
+        rewards = (lambda q, a, seed: surface.expected(q, a)) if released else surface
+        trainer = _train_on_surface(space, embeddings, rewards, seed, changes)
+        tau = trainer.config.temperature(trainer.step) if released else None
+        actions = choose(trainer.policy, embeddings, temperature=tau, seed=seed).actions
+        logged = [torch.tensor([d[key] for d in trainer.decisions]) for key in ("question", "action")]
+        regrets = regret(surface, *logged)
+        half = regrets[len(regrets) // 2].item()
+        found[name] = {
+            "share": (surface.expected(index, actions).mean() / best).item(),
+            "regret_first_half": half,
+            "regret_second_half": regrets[-1].item() - half,
+        }
+    return found
+
+
+def _train_on_surface(
+    space: ActionSpace, embeddings: torch.Tensor, rewards: Environment, seed: int, changes: dict[str, Any]
+) -> BanditTrainer:
+    """A fresh policy after its 400 updates."""
+    torch.manual_seed(seed)
+    policy = ConfigurationPolicy(embeddings.shape[1], space)
+    trainer = BanditTrainer(policy, embeddings, rewards, BanditConfig(seed=seed, **changes))
+    trainer.train()
+    return trainer
+
+
+def surface_trials(seeds: Sequence[int] = range(1000, 1030)) -> dict[str, dict[str, float]]:
+    """How SURFACE_TRIALS end on surfaces of the paper's size that are not reported: mean and least share."""
+    space, found = ActionSpace.paper(), {}
+    for name, changes in SURFACE_TRIALS.items():
+        shares = []
+        for seed in seeds:
+            embeddings, surface = simulated_surface(space, seed=seed)
+            index = torch.arange(len(embeddings))
+            trainer = _train_on_surface(space, embeddings, surface, seed, changes)
+            reward = surface.expected(index, choose(trainer.policy, embeddings).actions).mean()
+            shares.append((reward / surface.optimal(index).mean()).item())
+        mean, low, high = _mean_and_interval(pd.Series(shares))
+        found[name] = {"share": mean, "low": low, "high": high, "least": min(shares)}
+        print(f"{name:24} {mean:.3f} [{low:.3f}, {high:.3f}]", flush=True)
+    return found
+
+
+def surface_over_seeds(space: str) -> pd.DataFrame:
+    """The shipped shares of a space, "dial" or "paper": mean, 95 % interval and least, a row per rule."""
+    summaries = [read_json(path) for path in sorted(SURFACE_RUNS.glob(f"{space}/seed_*/summary.json"))]
+    rows = {}
+    for rule in summaries[0]:
+        shares = pd.Series([summary[rule]["share"] for summary in summaries])
+        rows[rule] = (*_mean_and_interval(shares), shares.min(), len(shares))
+    return pd.DataFrame(rows, index=["mean", "low", "high", "least", "seeds"]).T
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("methods", nargs="*", default=METHODS)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--trials", action="store_true", help="only how the surface's setting was chosen")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.trials:
+        write_json(SURFACE_RUNS / "trials" / "summary.json", surface_trials())
+        facts = provenance(command="python -m lib.studies.bandits --trials", surfaces="1000 to 1029")
+        write_json(SURFACE_RUNS / "trials" / "provenance.json", facts)
+        return
+    for seed in range(given.seeds):
+        for name in given.methods:
+            folder = RUNS / name / f"seed_{seed}"
+            if (folder / "provenance.json").exists():
+                continue
+            summary = run_method(name, seed)
+            write_json(folder / "summary.json", summary)
+            command = f"python -m lib.studies.bandits {name}"
+            write_json(folder / "provenance.json", provenance(command=command, seed=seed))
+            print(f"seed {seed}  {name:22} {summary['policies'][name]['reward']:.4f}", flush=True)
+        for space_name, space in {"dial": SPACE, "paper": ActionSpace.paper()}.items():
+            folder = SURFACE_RUNS / space_name / f"seed_{seed}"
+            if not (folder / "provenance.json").exists():
+                write_json(folder / "summary.json", surface_shares(seed, space))
+                facts = provenance(command="python -m lib.studies.bandits", seed=seed)
+                write_json(folder / "provenance.json", facts)
+
+
+if __name__ == "__main__":
+    main()

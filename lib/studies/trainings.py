@@ -1,0 +1,265 @@
+"""Make the runs behind the published numbers, one method and seed at a time.
+
+python -m lib.studies.trainings 02 qlora --seed 0 --ship dial-sft
+
+Writes summary.json (keys as in the notebook's metrics.json), metrics.jsonl and provenance.json to
+data/reference_runs/<notebook>/<method>/seed_<seed>/. A run that was cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lib import thinking
+from lib.dial import thinker
+from lib.dial.tasks import gold_rows, rl_questions
+from lib.dial.world import MAX_DEPTH, TIERS, sample_questions
+from lib.engines.generate import decision_states
+from lib.formats import ReasoningFormat
+from lib.measure import evaluation
+from lib.measure.evaluation import (
+    evaluate_formats,
+    format_report,
+    policy_rows,
+    policy_summary,
+    probe_accuracy,
+)
+from lib.measure.modes import answer
+from lib.methods import adaptthink, reference_samples
+from lib.methods.ada_grpo import AdaGRPOConfig, question_rows, train_ada_grpo
+from lib.methods.sft import SFTConfig, train_sft
+from lib.methods.thinking_baselines import mixed_rows, sample_modes, shortest_pairs, train_dpo
+from lib.policies.adapters import merge_adapter
+from lib.policies.load import CHECKPOINTS, load_policy
+from lib.policies.save import save_policy
+from lib.runs import ROOT, Run, provenance, read_json, start_run, write_atomically, write_json
+
+RUNS = ROOT / "data" / "reference_runs"
+MOST_ROWS = 40  # of metrics.jsonl: a curve needs no more
+DETAILS = (
+    "completions/",
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+    "clip_ratio/low",
+    "clip_ratio/high",
+    "rewards/",
+    "num_tokens",
+    "epoch",
+)
+SFT_SHARE = 0.7  # of the training questions; the others are kept for RL
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training gave: numbers for summary.json, facts for provenance.json, and the policy."""
+
+    summary: dict[str, Any]
+    facts: dict[str, Any]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def sft(method: str, seed: int, run: Run) -> Outcome:
+    """Notebook 02: dial-base taught the four formats by "qlora", "lora" or "full"."""
+    config = replace(SFTConfig.cpu(), method=method, seed=seed)
+    if method == "full":
+        config = replace(config, learning_rate=1e-3)
+    rows = gold_rows(sample_questions(2400, seed=seed), seed=seed, sft_share=SFT_SHARE)
+    validation_rows = gold_rows(sample_questions(64, seed=seed, split="validation"), seed=seed)
+    model, tokenizer, facts = train_sft(config, rows, validation_rows, run, say=print)
+    if method != "full":
+        model = merge_adapter(config.base, run.checkpoint / "result", quantised=method == "qlora")
+    questions = sample_questions(1500, seed=seed + 21, split="test")
+    depths = range(1, MAX_DEPTH + 1)
+    forced = sample_questions(1200, seed=seed + 22, split="test", depths=depths, distinct=True)
+    answers = answer((model, tokenizer), questions, temperature=1.0, seed=seed)
+    summary = format_report(answers, questions, evaluate_formats(model, tokenizer, forced))
+    states = decision_states(model, tokenizer, [question.prompt for question in questions])
+    summary["probe_accuracy"] = probe_accuracy(states, [question.tier for question in questions])
+    return Outcome(summary, facts, model, tokenizer)
+
+
+ADA_GRPO: dict[str, dict[str, Any]] = {
+    "ada_grpo": {},
+    "grpo": {"algorithm": "grpo"},
+    "no_decay": {"decay": False},
+    "constant_rate": {"cooldown": 0.0},
+    "hard_only": {},  # the same on hard questions alone
+} | {f"without_{format}": {"without": format} for format in ReasoningFormat}
+
+
+def ada_grpo(method: str, seed: int, run: Run) -> Outcome:
+    """Notebook 03: dial-sft trained by Ada-GRPO, by GRPO, or by Ada-GRPO with something taken away."""
+    config = AdaGRPOConfig.cpu(seed=seed, **ADA_GRPO[method])
+    depths = TIERS["hard"] if method == "hard_only" else None
+    questions = rl_questions(config.batches * config.prompts, seed=seed, sft_share=SFT_SHARE, depths=depths)
+    model, tokenizer, facts = train_ada_grpo(config, question_rows(questions), run, say=print)
+    asked = sample_questions(1200, seed=23, split="test")
+    # ARM evaluates at temperature 0.7.
+    answers = answer((model, tokenizer), asked, temperature=0.7, seed=seed)
+    return Outcome(policy_summary(policy_rows(answers, asked)), facts, model, tokenizer)
+
+
+THINKING_METHODS: dict[str, dict[str, Any]] = {
+    "adaptthink": {},
+    "free_start": {"force_start": False},
+    "delta_0": {"delta": 0.0},
+    "delta_0.02": {"delta": 0.02},
+    "delta_0.1": {"delta": 0.1},
+    "delta_0.3": {"delta": 0.3},
+    "free_start_delta_0.3": {"delta": 0.3, "force_start": False},
+    "eq9": {"variant": "sequence", "max_steps": 20},
+    "grpo": {"method": "grpo", "max_steps": 20},
+    "grpo_length": {"method": "grpo_length", "max_steps": 20},
+    "beyond_reach": {},  # a fifth of the training questions is deeper than dial-thinker can reach
+}
+BEYOND = range(MAX_DEPTH + 1, MAX_DEPTH + 5)
+
+
+def thinking_training_rows(
+    seed: int, *, beyond: bool = False
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Questions to train on with the reference's accuracy, the same for every seed, and others to watch."""
+    model, tokenizer = load_policy("dial-thinker")
+    questions = {"reference_samples": sample_questions(768, seed=50, distinct=True)}
+    if beyond:
+        questions["reference_samples_beyond"] = sample_questions(192, seed=50, depths=BEYOND, distinct=True)
+    rows = []
+    for name, asked in questions.items():
+        path = RUNS / "05_adaptthink" / f"{name}.jsonl"
+        asked_rows = thinker.thinking_rows(asked, tokenizer)
+        reference = reference_samples.sample_reference(model, tokenizer, asked_rows, path, say=print)
+        rows += thinking.with_reference(asked_rows, reference)
+    watched = sample_questions(240, seed=seed + 51, split="validation")
+    return rows, thinker.thinking_rows(watched, tokenizer)
+
+
+def thinking_baseline(method: str, seed: int, run: Run) -> tuple[Any, Any, dict[str, Any]]:
+    """Mixed SFT ("rft") or DPO on the shortest right responses, from samples of dial-thinker."""
+    model, tokenizer = load_policy("dial-thinker")
+    rows = thinker.thinking_rows(sample_questions(768, seed=50, distinct=True), tokenizer)
+    found = sample_modes(model, tokenizer, rows, samples=4, seed=seed)
+    if method == "rft":
+        chosen = mixed_rows(found, seed=seed)
+        config = replace(thinker.thinker_config(seed), base="dial-thinker", max_steps=80, learning_rate=3e-4)
+        return train_sft(config, chosen[64:], chosen[:64], run, say=print)
+    pairs = shortest_pairs(found, seed=seed)
+    model, tokenizer = train_dpo("dial-thinker", pairs, run, steps=40, seed=seed, say=print)
+    return model, tokenizer, {"pairs": len(pairs), "questions": len(rows), "steps": 40}
+
+
+def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
+    """Notebook 05: "thinker" makes dial-thinker, "nothinking" forces it to skip; the others train it."""
+    facts: dict[str, Any] = {}
+    if method in ("thinking", "nothinking"):
+        model, tokenizer = load_policy("dial-thinker")
+    elif method == "thinker":
+        watched = thinker.thinker_rows(sample_questions(80, seed=seed, split="validation"))
+        rows = thinker.thinker_rows(sample_questions(9600, seed=seed), seed=seed)
+        config = thinker.thinker_config(seed)
+        model, tokenizer, facts = train_sft(config, rows, watched, run, say=print)
+    elif method in ("rft", "dpo_shortest"):
+        model, tokenizer, facts = thinking_baseline(method, seed, run)
+    else:
+        config = replace(adaptthink.AdaptThinkConfig.cpu(), seed=seed, **THINKING_METHODS[method])
+        rows, watched = thinking_training_rows(seed, beyond=method == "beyond_reach")
+        model, tokenizer, facts = adaptthink.train_adaptthink(config, rows, watched, run, say=print)
+    prefix = thinking.CLOSE if method == "nothinking" else ""
+    balanced = sample_questions(1500, seed=seed + 52, split="test")
+    deep = sample_questions(1200, seed=seed + 53, split="test", depths=range(1, MAX_DEPTH + 1), distinct=True)
+    deeper = sample_questions(400, seed=seed + 54, split="test", depths=BEYOND, distinct=True)
+    found = [
+        evaluation.respond(
+            model, tokenizer, thinker.thinking_rows(questions, tokenizer), prefix=prefix, seed=seed
+        )
+        for questions in (balanced, deep, deeper)
+    ]
+    summary = evaluation.thinking_summary(found[0])
+    for asked in found[1:]:
+        summary["depths"] |= evaluation.thinking_summary(asked)["depths"]
+    return Outcome(summary, facts, model, tokenizer)
+
+
+EXPERIMENTS: dict[str, tuple[str, Callable[[str, int, Run], Outcome]]] = {
+    "02": ("02_qlora_sft", sft),
+    "03": ("03_ada_grpo", ada_grpo),
+    "05": ("05_adaptthink", adaptthink_or_baseline),
+}
+
+
+def make(number: str, method: str, seed: int, *, ship: str | None = None) -> Path:
+    """Run one experiment, write its records, and ship its policy as a checkpoint if asked."""
+    notebook, experiment = EXPERIMENTS[number]
+    place = Path(notebook) / method / f"seed_{seed}"
+    run = start_run(str(place), "reference", {"method": method, "seed": seed})
+    outcome = experiment(method, seed, run)
+    facts = {"command": f"python -m lib.studies.trainings {number} {method} --seed {seed}", "seed": seed}
+    facts |= outcome.facts
+    write_json(RUNS / place / "summary.json", outcome.summary)
+    write_json(RUNS / place / "provenance.json", provenance(**facts))
+    if logged := run.metrics():
+        lines = [json.dumps(row) + "\n" for row in thinned(logged)]
+        write_atomically(RUNS / place / "metrics.jsonl", "".join(lines))
+    if ship:
+        save_policy(outcome.model, outcome.tokenizer, CHECKPOINTS / ship, **facts)
+    return RUNS / place
+
+
+def read_runs(number: str, method: str) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """What the shipped runs of a method logged, a row per step with its `seed`, and their summaries."""
+    folders = sorted((RUNS / EXPERIMENTS[number][0] / method).glob("seed_*"))
+    logs = [
+        pd.read_json(folder / "metrics.jsonl", lines=True).assign(seed=int(folder.name[5:]))
+        for folder in folders
+    ]
+    summaries = [read_json(folder / "summary.json") for folder in folders]
+    return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame(), summaries
+
+
+def thinned(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Evaluations as they are, and of training at most `MOST_ROWS` means of rows that follow one another.
+
+    Five digits, no details.
+    """
+    is_evaluation = [any(name.startswith("eval_") for name in row) for row in rows]
+    evaluated, trained = (
+        [r for r, e in zip(rows, is_evaluation, strict=True) if e == kind] for kind in (1, 0)
+    )
+    table = pd.DataFrame(trained)
+    windows = table.groupby(table.index // max(1, math.ceil(len(table) / MOST_ROWS)))
+    means = windows.mean().assign(step=windows["step"].last()) if trained else table
+    kept = [*evaluated, *(row.dropna().to_dict() for _, row in means.iterrows())]
+    return [
+        {
+            name: float(f"{value:.5g}")
+            for name, value in row.items()
+            if not name.removeprefix("eval_").startswith(DETAILS)
+        }
+        for row in sorted(kept, key=lambda row: row["step"])
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", choices=EXPERIMENTS, help="the notebook's number")
+    parser.add_argument("method")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ship", metavar="NAME", help="save the policy to data/checkpoints/NAME")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(make(given.notebook, given.method, given.seed, ship=given.ship))
+
+
+if __name__ == "__main__":
+    main()
