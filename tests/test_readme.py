@@ -27,18 +27,24 @@ def test_make_commands_exist():
         assert re.search(rf"^{command}:", MAKEFILE, re.M), f"make {command}"
 
 
+def tree_paths():
+    """The paths that the tree names, from its indentation."""
+    parents = []
+    for line in TEXT.split("```text")[1].split("```")[0].strip().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents = [*parents[:depth], line.split()[0]]
+        yield "".join(parents)
+
+
 def test_the_tree_names_what_is_there():
-    tree = TEXT.split("```text")[1].split("```")[0]
-    named = re.findall(r"^ *([\w./-]+)  ", tree, re.M)
-    assert "lib/" in named
-    folder = ROOT
-    for name in named:
-        line = next(line for line in tree.splitlines() if line.strip().startswith(name + "  "))
-        if line.startswith(" "):
-            assert (folder / name).exists(), name
-        else:
-            folder = ROOT / name
-            assert folder.exists() or name == "runs/", name
+    named = set(tree_paths())
+    assert "lib/methods/grpo.py" in named
+    assert [name for name in named if name != "runs/" and not (ROOT / name).exists()] == []
+
+
+def test_the_tree_names_every_room_of_the_library():
+    rooms = {f"lib/{path.parent.name}/" for path in ROOT.glob("lib/*/__init__.py")}
+    assert rooms <= set(tree_paths())
 
 
 @pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)

@@ -1,4 +1,7 @@
-"""AdaReasoner: how a frozen LLM is asked, learnt as a contextual bandit and held against rivals."""
+"""AdaReasoner: how a frozen LLM is asked, learnt as a contextual bandit and held against rivals.
+
+Training the LLM itself does not belong here, nor the toy LLM (dial) or the published comparison (studies).
+"""
 
 from lib.bandit.actions import HEADS, Action, ActionSpace
 from lib.bandit.environments import Environment, LLMEnvironment, Surface, simulated_surface

@@ -1,4 +1,7 @@
-"""The dial world: a toy whose difficulty, right answers and cheapest right format are known exactly."""
+"""The dial world: a toy whose difficulty, right answers and cheapest right format are known exactly.
+
+Whatever knows a dial belongs here; only notebooks and studies import it, so all else serves real models.
+"""
 
 from lib.dial.oracle import oracle_format, oracle_rows, reach, token_cost
 from lib.dial.responses import (

@@ -1,4 +1,7 @@
-"""Policies as models: load, quantise, adapt, merge, save; random models for dry runs."""
+"""Policies as models: load, quantise, adapt, merge, save; random models for dry runs.
+
+Training belongs to methods, generating to engines.
+"""
 
 from lib.policies.adapters import add_lora, merge_adapter, merge_damage, start_embeddings
 from lib.policies.load import CHECKPOINTS, load_policy, quiet

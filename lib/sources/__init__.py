@@ -1,4 +1,7 @@
-"""Where questions come from: rows of real datasets, the catalogue of sources, teachers, the SFT set."""
+"""Where questions come from: rows of real datasets, the catalogue of sources, teachers, the SFT set.
+
+All of them give lib.tasks.Task; how a dataset spells its rows stays in this room.
+"""
 
 from lib.sources.catalogue import (
     SOURCES,
