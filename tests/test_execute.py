@@ -75,7 +75,7 @@ def test_a_corrupt_checkpoint_stops_the_course_with_its_name(tmp_path, monkeypat
     folder.mkdir()
     cells = [
         new_code_cell(f'PATH: str = "{broken}"  # where', metadata={"tags": ["parameters"]}),
-        new_code_cell("from lib.models import load_policy\n\nload_policy(PATH)"),
+        new_code_cell("from lib.policies import load_policy\n\nload_policy(PATH)"),
     ]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=metadata), folder / "00_broken.ipynb")

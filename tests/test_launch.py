@@ -180,7 +180,8 @@ def start_waiting(tmp_path):
         code = (  # a shell that starts pytest with & lets its children ignore Ctrl-C
             "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "import torch; torch.accelerator.is_available = lambda: False\n"
-            f"from lib.launch import run; run({function!r}, {{'folder': {str(tmp_path)!r}}}, num_processes=2)"
+            "from lib.engines.launch import run\n"
+            f"run({function!r}, {{'folder': {str(tmp_path)!r}}}, num_processes=2)"
         )
         parent = subprocess.Popen(
             [sys.executable, "-c", code],

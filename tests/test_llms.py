@@ -165,7 +165,7 @@ def test_a_killed_run_resumes_and_asks_nothing_twice(tmp_path):
 
     with serving(answer) as (url, calls, _):
         program = (
-            "import sys; from pathlib import Path; from lib.llms import ChatServer\n"
+            "import sys; from pathlib import Path; from lib.engines.server import ChatServer\n"
             "ask = [{'messages': [{'role': 'user', 'content': p}], 'max_tokens': 10} for p in sys.argv[3:]]\n"
             "ChatServer(sys.argv[1], 'm', Path(sys.argv[2]), workers=2).ask(ask)"
         )

@@ -120,7 +120,7 @@ def test_training_lowers_the_loss_and_can_stop_early_on_the_same_path(tokenizer)
 CHILD = """
     import sys
     from lib.dial import dial_tokenizer
-    from lib.pretrain import PretrainConfig, pretrain
+    from lib.dial.pretrain import PretrainConfig, pretrain
     from lib.runs import start_run
     run = start_run("killed", "cpu", {})
     config = PretrainConfig(steps=60, documents_per_step=8, warmup_steps=2, growing_steps=6, save_every=20)

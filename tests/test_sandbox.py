@@ -367,7 +367,7 @@ def from_a_small_process(code: str, without: tuple[str, ...]) -> SandboxResult:
     """Run in the sandbox from a fresh interpreter. A child's peak memory starts at its parent's, and
     pytest with models loaded is far larger than the limit."""
     program = (
-        "import json, sys; from lib.sandbox import _run; code, without = json.load(sys.stdin); "
+        "import json, sys; from lib.sandbox.run import _run; code, without = json.load(sys.stdin); "
         "print(json.dumps(vars(_run(code, 20, 128, tuple(without))[0])))"
     )
     done = subprocess.run(

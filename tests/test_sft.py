@@ -390,7 +390,7 @@ CHILD = """
     import json, os, signal, sys
     import torch
     from lib.runs import start_run
-    from lib.sft import SFTConfig, train_sft
+    from lib.methods.sft import SFTConfig, train_sft
     torch.set_num_threads(1)
     given = json.load(open(sys.argv[1]))
     def die_at_step_6(line):

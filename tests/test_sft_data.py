@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_set_and_another_seed_another_order(tmp_pat
 def test_another_process_builds_the_same_set_and_card():
     program = (
         "import sys, json; sys.path.insert(0, sys.argv[1]); import test_sft_data as t\n"
-        "examples = [t.dial_example(q) for q in t.sample_questions(60, seed=1, depths=[2, 2, 3, 9])]\n"
+        "examples = [t.dial_task(q) for q in t.sample_questions(60, seed=1, depths=[2, 2, 3, 9])]\n"
         "teachers = {t.DIRECT: t.dial_teacher, t.LONG: t.dial_teacher}\n"
         "built = t.build_sft_set(examples, teachers, sft_share=0.8)\n"
         "print(json.dumps([built.rows, built.card, [vars(drop) for drop in built.drops]]))"
