@@ -13,3 +13,10 @@ def private_runs(tmp_path, monkeypatch):
     """Every test has its own run folder."""
     monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+def pytest_collection_modifyitems(items):
+    """A slow test trains or runs a notebook: it has twenty minutes, unless it says otherwise."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1200))

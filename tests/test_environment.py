@@ -1,6 +1,7 @@
 """One list of packages: pyproject.toml has it, environment.yml repeats it, and nothing else is imported."""
 
 import ast
+import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions, version
@@ -45,6 +46,14 @@ def test_the_installed_versions_satisfy_the_list():
     for text in PROJECT["dependencies"]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(version(requirement.name)), text
+
+
+def test_the_lock_pins_every_package_within_its_range():
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[:1] != "#"]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)  # no address, no path
+    locked = {canonicalize_name(name): pin for name, pin in (line.split("==") for line in lines)}
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
 
 
 def test_every_import_is_on_the_list():

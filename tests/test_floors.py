@@ -1,0 +1,22 @@
+"""The floors of the library: no import goes upwards, none goes in a circle, and only studies know the dial."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from lib.runs import ROOT
+
+
+def test_the_contracts_of_the_rooms_are_kept():
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache", "--no-logo"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_room_has_its_floor():
+    """A new room or module that no contract names would be free of all of them."""
+    settings = (ROOT / "pyproject.toml").read_text()
+    modules = {path.stem for path in ROOT.glob("lib/*.py")} - {"__init__"}
+    rooms = {path.parent.name for path in ROOT.glob("lib/*/__init__.py")}
+    layers = settings.split("layers = [")[1].split("\n]")[0]
+    assert sorted(name for name in modules | rooms if f"lib.{name}" not in layers) == []
