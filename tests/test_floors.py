@@ -1,4 +1,4 @@
-"""The floors of the library: no import goes upwards, none goes in a circle, and only studies know the dial."""
+"""The floors of the library: no import goes upwards or in a circle, and only studies know the dial."""
 
 import subprocess
 import sys
