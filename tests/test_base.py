@@ -9,8 +9,7 @@ from lib.engines.generate import decision_states, generate
 from lib.formats import ReasoningFormat
 from lib.measure import evaluation
 from lib.measure.modes import answer
-from lib.policies.load import CHECKPOINTS, load_policy
-from lib.runs import check_provenance
+from lib.policies.load import load_policy
 
 D, S, C, L = ReasoningFormat
 
@@ -60,23 +59,6 @@ def test_the_base_has_met_every_tag_as_a_word(base):
     assert [tag in response.text for tag, response in zip(tags, responses, strict=True)] == [True] * 4
 
 
-def test_its_provenance_is_complete():
-    record = check_provenance(CHECKPOINTS / "dial-base")
-    assert {
-        "command",
-        "seed",
-        "config",
-        "steps",
-        "tokens",
-        "seconds",
-        "threads",
-        "commit",
-        "versions",
-    } <= set(record)
-    assert record["commit"] and record["steps"] == record["config"]["steps"] and not record["resumed"]
-    assert not record["uncommitted_changes"]
-
-
 @pytest.fixture(scope="module")
 def sft():
     return load_policy("dial-sft")
@@ -101,9 +83,3 @@ def test_sft_keeps_the_staircase(sft):
     assert accuracy.loc[1:6, S].min() >= 0.95 and accuracy.loc[8:, S].max() <= 0.40
     assert accuracy.loc[1:8, C].min() >= 0.95 and accuracy.loc[11:, C].max() <= 0.50
     assert accuracy.loc[:, L].min() >= 0.94 and accuracy.loc[:, L].mean() >= 0.97
-
-
-def test_sft_comes_from_a_committed_recipe():
-    record = check_provenance(CHECKPOINTS / "dial-sft")
-    assert record["commit"] and not record["uncommitted_changes"] and not record["resumed"]
-    assert record["config"]["method"] == "qlora" and record["config"]["base"] == "dial-base"

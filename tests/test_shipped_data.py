@@ -1,0 +1,158 @@
+"""Checks of data, not of code: the committed runs and checkpoints show what notebooks and README say of them.
+
+No change of code can fail these tests; a run that is made again and shipped can.
+"""
+
+import json
+
+import pytest
+
+from lib.dial import TIERS
+from lib.formats import ReasoningFormat
+from lib.policies.load import CHECKPOINTS
+from lib.runs import ROOT, check_provenance, read_json
+from lib.studies import bandits
+
+RUNS = ROOT / "data" / "reference_runs"
+D, S, C, L = ReasoningFormat
+SEEDS = 5
+
+
+def shipped(notebook, method):
+    return [read_json(file) for file in sorted(RUNS.glob(f"{notebook}_*/{method}/seed_*/summary.json"))]
+
+
+def mean(runs, *keys):
+    for key in keys:
+        runs = [run[key] for run in runs]
+    return sum(runs) / len(runs)
+
+
+# ---- checkpoints
+
+
+def test_its_provenance_is_complete():
+    record = check_provenance(CHECKPOINTS / "dial-base")
+    needed = ("command", "seed", "config", "steps", "tokens", "seconds", "threads", "commit", "versions")
+    assert set(needed) <= set(record)
+    assert record["commit"] and record["steps"] == record["config"]["steps"] and not record["resumed"]
+    assert not record["uncommitted_changes"]
+
+
+def test_sft_comes_from_a_committed_recipe():
+    record = check_provenance(CHECKPOINTS / "dial-sft")
+    assert record["commit"] and not record["uncommitted_changes"] and not record["resumed"]
+    assert record["config"]["method"] == "qlora" and record["config"]["base"] == "dial-base"
+
+
+# ---- notebook 03
+
+
+@pytest.fixture(scope="module")
+def summaries():
+    return {method: shipped("03", method) for method in ("grpo", "ada_grpo")}
+
+
+def share(runs, tier, *formats):
+    return sum(mean(runs, "tiers", tier, "format_share", format) for format in formats)
+
+
+def test_every_run_says_where_it_comes_from():
+    folders = sorted((RUNS / "03_ada_grpo").glob("*/seed_*"))
+    assert len(folders) >= 2 * SEEDS
+    for folder in folders:
+        record = read_json(folder / "provenance.json")
+        assert record["commit"] and record["uncommitted_changes"] is False
+        assert record["config"]["base"] == "dial-sft" and record["seed"] == int(folder.name[5:])
+        assert record["steps"] == record["config"]["batches"] and record["resumed"] is False
+
+
+def test_grpo_collapses_to_long_cot(summaries):
+    assert len(summaries["grpo"]) == SEEDS
+    for tier in TIERS:
+        assert share(summaries["grpo"], tier, L) >= 0.95
+
+
+def test_ada_grpo_keeps_what_is_right(summaries):
+    ours = summaries["ada_grpo"]
+    assert len(ours) == SEEDS
+    for format in ReasoningFormat:
+        assert 0.10 <= share(ours, "easy", format) <= 0.45
+    assert share(ours, "medium", D) <= 0.10
+    assert share(ours, "hard", L) >= 0.60
+    assert share(ours, "hard", D, S) <= 0.05
+
+
+def test_ada_grpo_saves_tokens_and_keeps_accuracy(summaries):
+    ours, theirs = summaries["ada_grpo"], summaries["grpo"]
+    gap = mean(theirs, "accuracy") - mean(ours, "accuracy")
+    assert gap <= 0.03
+    easy = [mean(runs, "tiers", "easy", "mean_tokens") for runs in (ours, theirs)]
+    assert easy[0] <= 0.6 * easy[1]
+    tokens = [mean(runs, "mean_tokens") for runs in (ours, theirs)]
+    assert tokens[0] <= 0.75 * tokens[1]
+
+
+# ---- notebook 05
+
+
+def test_the_shipped_runs_show_what_they_should():
+    """On average accuracy within a point of always thinking, or above it, and far fewer tokens."""
+    ours, always = shipped("05", "adaptthink"), shipped("05", "thinking")
+    assert len(ours) == len(always) == 5
+    for run in ours:
+        assert run["tiers"]["easy"]["nothinking_ratio"] >= 0.9
+        assert all(run["depths"][str(depth)]["nothinking_ratio"] <= 0.15 for depth in range(9, 13))
+    assert mean(ours, "accuracy") >= mean(always, "accuracy") - 0.01
+    assert mean(ours, "mean_tokens") <= 0.7 * mean(always, "mean_tokens")
+    easy = ("tiers", "easy", "mean_tokens")
+    assert mean(ours, *easy) <= 0.6 * mean(always, *easy)
+
+
+@pytest.mark.parametrize("method", ["grpo", "grpo_length", "eq9"])
+def test_without_forced_samples_or_with_the_published_loss_nothing_starts(method):
+    assert shipped("05", method)
+    for run in shipped("05", method):
+        assert run["nothinking_ratio"] <= 0.01
+
+
+def test_a_larger_bonus_saves_more_tokens():
+    sweep = ("delta_0", "delta_0.02", "adaptthink", "delta_0.1", "delta_0.3")
+    tokens = [mean(shipped("05", method), "mean_tokens") for method in sweep]
+    assert tokens == sorted(tokens, reverse=True)
+
+
+def test_free_first_words_close_the_leak():
+    """With the start forced, other first words spread and cost accuracy; with any start they do not."""
+
+    def worst(method):
+        files = (RUNS / "05_adaptthink" / method).glob("seed_*/metrics.jsonl")
+        logs = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+        return [max(row.get("eval_other_start_ratio", 0) for row in log) for log in logs]
+
+    forced, free = worst("adaptthink"), worst("free_start")
+    assert len(forced) == len(free) == 5 and sum(free) <= 0.6 * sum(forced)
+    assert mean(shipped("05", "free_start"), "accuracy") >= mean(shipped("05", "thinking"), "accuracy") - 0.01
+    assert mean(shipped("05", "free_start"), "mean_tokens") <= 0.7 * mean(
+        shipped("05", "thinking"), "mean_tokens"
+    )
+    gap = mean(shipped("05", "free_start_delta_0.3"), "accuracy") - mean(
+        shipped("05", "delta_0.3"), "accuracy"
+    )
+    assert gap >= 0.1
+
+
+def test_where_the_reference_is_never_right_it_learns_to_give_up():
+    for run in shipped("05", "beyond_reach"):
+        ratio = {int(depth): numbers["nothinking_ratio"] for depth, numbers in run["depths"].items()}
+        assert max(ratio[depth] for depth in range(8, 13)) <= 0.15 and min(ratio[14], ratio[15]) >= 0.5
+
+
+# ---- notebook 06
+
+
+@pytest.mark.parametrize("space", ["dial", "paper"])
+def test_the_shipped_surface_runs_reach_their_aim_with_the_whole_interval(space):
+    shipped = bandits.surface_over_seeds(space)
+    assert (shipped["seeds"] == 10).all() and shipped.loc["ours", "low"] >= 0.95
+    assert shipped.loc["released", "high"] < shipped.loc["random", "low"]
