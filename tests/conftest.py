@@ -6,6 +6,7 @@ import pytest
 
 # Models this small gain nothing from more threads, and lose much where two processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Fixtures import what they need: a test that loads no model should start at once.
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +14,30 @@ def private_runs(tmp_path, monkeypatch):
     """Every test has its own run folder."""
     monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory):
+    """The folder of a small random Qwen2.5 with a byte-level tokenizer."""
+    from lib.policies.random_models import random_model
+
+    folder = tmp_path_factory.mktemp("random-qwen2") / "tiny"
+    random_model("random-qwen2", folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def word_level_tokenizer():
+    """Sixteen words, for encoders and judges on disk."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+    words = ("question", "answer", "yes", "no", "right", "wrong", "the", "is", "it", "one", "option", "two")
+    vocabulary = {word: number for number, word in enumerate((*marks, *words))}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
 
 
 def pytest_collection_modifyitems(items):

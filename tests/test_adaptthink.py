@@ -6,8 +6,8 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
+from tokenizers import AddedToken
+from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from lib.course.runner import NOTEBOOKS, read_parameters, resolve_parameters
 from lib.dial import dial_task, dial_tokenizer, new_dial_model, sample_questions
@@ -30,6 +30,7 @@ from lib.methods.adaptthink import (
 from lib.methods.reference_samples import sample_reference
 from lib.methods.thinking_baselines import mixed_rows, shortest_pairs, train_dpo
 from lib.policies.load import load_policy
+from lib.policies.random_models import byte_level_tokenizer
 from lib.policies.save import save_policy
 from lib.runs import Run
 from lib.thinking import (
@@ -282,34 +283,23 @@ QWEN3_TEMPLATE = (
 )
 
 
-def byte_level_tokenizer(template, marks, *, bos=None, special_think=False):
+def chat_tokenizer(template, marks, *, bos=None, special_think=False):
     """A byte-level BPE tokenizer with the added tokens and the chat template of a real family."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     text = ["Okay", "Alright", "Okay, the dial shows 3. Turn it +4 x7. Now? Jot 1 then 2 It shows 5."] * 50
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<pad>", "<eos>"],
-    )
-    tokenizer.train_from_iterator(text, trainer)
-    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
+    tokenizer = byte_level_tokenizer(text, vocabulary=400)
+    tokenizer.add_tokens([AddedToken(mark, special=True) for mark in marks], special_tokens=True)
     think = [AddedToken(tag, special=special_think, normalized=False) for tag in ("<think>", "</think>")]
-    (tokenizer.add_special_tokens if special_think else tokenizer.add_tokens)(think)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token=bos, padding_side="left"
-    )
-    wrapped.chat_template = template
-    return wrapped
+    tokenizer.add_tokens(think, special_tokens=special_think)
+    tokenizer.bos_token, tokenizer.padding_side, tokenizer.chat_template = bos, "left", template
+    return tokenizer
 
 
 def deepseek():
-    return byte_level_tokenizer(R1_TEMPLATE, [USER, ASSISTANT, "<bos>"], bos="<bos>")
+    return chat_tokenizer(R1_TEMPLATE, [USER, ASSISTANT, "<bos>"], bos="<bos>")
 
 
 def qwen3():
-    return byte_level_tokenizer(QWEN3_TEMPLATE, ["<|im_start|>", "<|im_end|>"])
+    return chat_tokenizer(QWEN3_TEMPLATE, ["<|im_start|>", "<|im_end|>"])
 
 
 @pytest.mark.parametrize("build", [deepseek, qwen3, dial_tokenizer])
@@ -352,7 +342,7 @@ def test_tokens_that_cannot_be_forced_are_refused():
     with pytest.raises(ValueError, match="unknown to this tokenizer"):
         ModeTokens.find(dial_tokenizer(), start="Alright")
     with pytest.raises(ValueError, match="special token"):
-        ModeTokens.find(byte_level_tokenizer(QWEN3_TEMPLATE, ["<|im_start|>"], special_think=True))
+        ModeTokens.find(chat_tokenizer(QWEN3_TEMPLATE, ["<|im_start|>"], special_think=True))
 
 
 def test_half_of_every_group_is_forced():

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
-    PreTrainedTokenizerFast,
 )
 
 from lib.bandit import embedders, judges, prompting
@@ -145,18 +143,9 @@ def test_a_local_llm_asks_once_and_remembers(tmp_path):
 # ---- judges and embedders, with real architectures on disk
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        *("question", "answer", "yes", "no", "right", "wrong", "the", "is", "it", "one", "two"),
-    ]
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
+@pytest.fixture
+def tokenizer(word_level_tokenizer):
+    return word_level_tokenizer
 
 
 def saved(model, tokenizer, folder):

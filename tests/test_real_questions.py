@@ -6,20 +6,18 @@ import threading
 import pytest
 import torch
 from chat_server import completion, serving
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertModel,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
-    PreTrainedTokenizerFast,
 )
 
 from lib.course.runner import read_parameters, resolve_parameters, run_course
 from lib.runs import ROOT
 
 SIZES = {
-    "vocab_size": 6,
+    "vocab_size": 16,
     "hidden_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
@@ -27,12 +25,8 @@ SIZES = {
 }
 
 
-def save_models(folder):
+def save_models(folder, tokenizer):
     """A BERT encoder and a DeBERTa reward model with random weights, as folders."""
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "the", "Answer", "question", "option"])}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
     torch.manual_seed(0)
     reward_model = DebertaV2ForSequenceClassification(DebertaV2Config(**SIZES, num_labels=1))
     for name, model in {"encoder": BertModel(BertConfig(**SIZES)), "reward": reward_model}.items():
@@ -51,9 +45,11 @@ def questions(count):
 
 
 @pytest.mark.parametrize("judge", [pytest.param("", marks=pytest.mark.slow), "reward"])
-def test_the_real_part_runs_against_a_server_that_sometimes_fails(judge, tmp_path, private_runs, monkeypatch):
+def test_the_real_part_runs_against_a_server_that_sometimes_fails(
+    judge, word_level_tokenizer, tmp_path, private_runs, monkeypatch
+):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    save_models(tmp_path)
+    save_models(tmp_path, word_level_tokenizer)
     (tmp_path / "source.json").write_text(json.dumps(questions(40)))
     lock, seen = threading.Lock(), []
 

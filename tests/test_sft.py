@@ -13,14 +13,10 @@ import torch
 from bitsandbytes import matmul_4bit
 from bitsandbytes.functional import dequantize_4bit, get_4bit_type, quantize_4bit
 from peft import PeftModel
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorForLanguageModeling,
-    PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
-    set_seed,
 )
 
 from lib.dial import dial_tokenizer, gold_response, new_dial_model, sample_questions
@@ -42,6 +38,7 @@ from lib.methods.training import accumulation_steps
 from lib.policies.adapters import add_lora, merge_adapter, merge_damage, start_embeddings
 from lib.policies.load import load_policy
 from lib.policies.memory import memory_mb, trained_parameters, training_memory
+from lib.policies.random_models import byte_level_tokenizer
 from lib.policies.save import save_policy
 from lib.runs import start_run
 from lib.tasks import FRAME
@@ -98,25 +95,9 @@ def test_the_prompt_has_no_loss_and_the_end_token_has(config):
     assert masking_faults(batch, tokenizer.eos_token_id) == []
 
 
-def bpe_tokenizer(texts):
-    """A byte-level BPE tokenizer like Qwen's, built here."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|pad|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[1])
-
-
 def test_no_token_spans_prompt_and_response():
     texts = [row["prompt"] + row["completion"] for row in ROWS]
-    tokenizer = bpe_tokenizer(texts)
+    tokenizer = byte_level_tokenizer(texts, vocabulary=600)
     row = ROWS[0]
     prompt = tokenizer(row["prompt"]).input_ids
     together = tokenizer(row["prompt"] + row["completion"]).input_ids
@@ -471,28 +452,10 @@ def real_rows():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_real_architecture_learns_real_questions_under_qlora(tmp_path, precision):
+def test_a_real_architecture_learns_real_questions_under_qlora(tiny_qwen, precision):
     rows = real_rows()
-    tokenizer = bpe_tokenizer([row["prompt"] + row["completion"] for row in rows])
-    set_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-        )
-    )
-    model.save_pretrained(tmp_path / "qwen")
-    tokenizer.save_pretrained(tmp_path / "qwen")
     config = replace(
-        SFTConfig.paper(str(tmp_path / "qwen")),
+        SFTConfig.paper(tiny_qwen),
         precision=precision,
         learning_rate=1e-2,
         max_steps=8,
@@ -507,7 +470,7 @@ def test_a_real_architecture_learns_real_questions_under_qlora(tmp_path, precisi
     assert model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight.dtype == torch.uint8
     adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
     assert len(adapted) == 2 * 7 and not any("lm_head" in name for name in adapted)
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "qwen")
+    plain = AutoModelForCausalLM.from_pretrained(tiny_qwen)
     loaded = PeftModel.from_pretrained(plain, run.checkpoint / "result").state_dict()
     trained = model.state_dict()
     assert all(torch.equal(loaded[name], trained[name].float()) for name in loaded if "lora_" in name)

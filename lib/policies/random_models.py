@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -15,6 +16,22 @@ SAMPLES = ROOT / "data" / "samples"
 ARCHITECTURES = {"random-qwen2": "qwen2", "random-qwen3": "qwen3"}  # Qwen2.5 is a qwen2 too
 
 
+def byte_level_tokenizer(texts: Sequence[str], *, vocabulary: int = 1000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer like Qwen's, learnt from a few texts, with that many tokens at most."""
+    tokenizer = Tokenizer(bpe.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    end, padding = "<|endoftext|>", "<|pad|>"
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[end, padding],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=padding)
+
+
 def random_model(name: str, folder: Path) -> None:
     """Save a small untrained model of a real architecture, for dry runs: "random-qwen2" or "random-qwen3".
 
@@ -23,21 +40,12 @@ def random_model(name: str, folder: Path) -> None:
     if name not in ARCHITECTURES:
         raise CheckpointError(f"There is no {name!r}; dry runs know {', '.join(ARCHITECTURES)}.")
     texts = [path.read_text(encoding="utf-8") for path in sorted(SAMPLES.glob("*.jsonl"))]
-    tokenizer = Tokenizer(bpe.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|pad|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = byte_level_tokenizer(texts)
     tokenizer.add_tokens(["<think>", "</think>"])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[1])
     set_seed(0)
     config = AutoConfig.for_model(
         ARCHITECTURES[name],
-        vocab_size=len(fast),
+        vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -46,7 +54,7 @@ def random_model(name: str, folder: Path) -> None:
         head_dim=16,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    save_policy(AutoModelForCausalLM.from_config(config), fast, folder, architecture=ARCHITECTURES[name])
+    save_policy(AutoModelForCausalLM.from_config(config), tokenizer, folder, architecture=ARCHITECTURES[name])
