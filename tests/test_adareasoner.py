@@ -3,20 +3,22 @@
 import math
 import os
 import signal
+from dataclasses import fields
 
 import pytest
 import torch
 
-from lib import bandit
-from lib.bandit.actions import Action, ActionSpace
+from lib.bandit.actions import HEADS, Action, ActionSpace
 from lib.bandit.environments import LLMEnvironment, Surface, simulated_surface
 from lib.bandit.learner import (
     ConfigurationPolicy,
-    JointPolicy,
+    action_probabilities,
     annealed_temperature,
     boltzmann_probabilities,
-    decide,
+    choose,
+    linear_temperature,
     reinforce_loss,
+    released_loss,
 )
 from lib.bandit.llms import Request
 from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
@@ -85,8 +87,8 @@ def test_boltzmann_by_hand():
 
 def test_annealing_by_hand():
     assert [annealed_temperature(t, 2.0, 0.5) for t in range(4)] == [2.0, 1.0, 0.5, 0.25]
-    assert bandit.linear_temperature(99) == pytest.approx(0.9901)
-    assert bandit.linear_temperature(9000) == pytest.approx(0.1) and bandit.linear_temperature(20000) == 0.1
+    assert linear_temperature(99) == pytest.approx(0.9901)
+    assert linear_temperature(9000) == pytest.approx(0.1) and linear_temperature(20000) == 0.1
 
 
 def random_batch(seed=0, batch=5):
@@ -114,9 +116,9 @@ def test_the_gradient_is_the_closed_form_and_finite_differences_agree(temperatur
     logits, actions, rewards = random_batch()
     reinforce_loss(logits, actions, rewards, temperature=temperature, baseline=0.3).backward()
     for head in logits:
-        expected = bandit.closed_form_gradient(
-            logits[head].detach(), actions[head], rewards - 0.3, temperature=temperature
-        )
+        chosen = torch.nn.functional.one_hot(actions[head], SMALL.sizes[head])
+        probs = torch.softmax(logits[head].detach() / temperature, -1)
+        expected = -(rewards - 0.3)[:, None] * (chosen - probs) / (temperature * len(rewards))
         assert torch.allclose(logits[head].grad, expected, atol=1e-6, rtol=0)
     names = list(logits)
     assert torch.autograd.gradcheck(
@@ -140,9 +142,9 @@ def test_the_trunks_gradient_is_the_sum_of_the_heads_gradients():
         logits = {head: values for head, values in policy(embeddings).items() if head in heads}
         return torch.autograd.grad(reinforce_loss(logits, actions, rewards), weight)[0]
 
-    apart = sum(gradient([head]) for head in bandit.HEADS)
+    apart = sum(gradient([head]) for head in HEADS)
     assert apart.abs().max() > 1e-3
-    assert torch.allclose(gradient(bandit.HEADS), apart, atol=1e-10)
+    assert torch.allclose(gradient(HEADS), apart, atol=1e-10)
 
 
 def test_the_expected_gradient_is_that_of_the_expected_reward():
@@ -152,7 +154,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward():
     tau = 0.7
 
     def joint(logits):
-        probs = [boltzmann_probabilities(logits[head][0], tau) for head in bandit.HEADS]
+        probs = [boltzmann_probabilities(logits[head][0], tau) for head in HEADS]
         return torch.einsum("i,t,s->its", *probs).flatten()
 
     exact = torch.autograd.grad((joint(logits) * values).sum(), tuple(logits.values()))
@@ -171,7 +173,7 @@ def test_the_released_update_moves_against_the_gradient():
     logits, actions, rewards = random_batch()
     advantages = rewards + 0.1  # all good
     ours = torch.autograd.grad(reinforce_loss(logits, actions, advantages), tuple(logits.values()))
-    theirs = torch.autograd.grad(bandit.released_loss(logits, actions, advantages), tuple(logits.values()))
+    theirs = torch.autograd.grad(released_loss(logits, actions, advantages), tuple(logits.values()))
     for a, b in zip(ours, theirs, strict=True):
         assert (a * b).sum() < 0
 
@@ -188,11 +190,12 @@ def test_shapes_and_a_uniform_start():
         "steps": (3, 8),
     }
     assert all(not values.any() for values in logits.values())
-    assert JointPolicy(16, SMALL)(torch.randn(3, 16))["joint"].shape == (3, 24)
+    assert ConfigurationPolicy(16, SMALL, joint=True)(torch.randn(3, 16))["joint"].shape == (3, 24)
     factorised = sum(p.numel() for head in policy.heads.values() for p in head[-1].parameters())
     assert factorised == 119 * 65  # the sum of the head sizes, not their product
-    with pytest.raises(ValueError, match="head_layers"):
-        ConfigurationPolicy(4, SMALL, head_layers=0)
+    for name in ("width", "head_layers"):
+        with pytest.raises(ValueError, match=f"{name} takes a whole number from 1, got 0"):
+            ConfigurationPolicy(4, SMALL, **{name: 0})
 
 
 def test_without_a_shared_trunk_each_head_has_its_own():
@@ -203,15 +206,14 @@ def test_without_a_shared_trunk_each_head_has_its_own():
     assert [trunk[0].weight.grad is not None for trunk in policy.trunks] == [False, False, True]
 
 
-@pytest.mark.parametrize("kind", [ConfigurationPolicy, JointPolicy])
-def test_propensities_multiply_to_the_joint_and_sampling_follows_them(kind):
+@pytest.mark.parametrize("head", ["steps", "joint"])
+def test_propensities_multiply_to_the_joint_and_sampling_follows_them(head):
     torch.manual_seed(1)
-    policy = kind(6, SMALL)
-    last = policy.head[-1] if kind is JointPolicy else policy.heads["steps"][-1]
-    torch.nn.init.normal_(last.weight)
+    policy = ConfigurationPolicy(6, SMALL, joint=head == "joint")
+    torch.nn.init.normal_(policy.heads[head][-1].weight)
     embedding = torch.randn(1, 6)
-    decisions = decide(policy, embedding.expand(20_000, -1), temperature=0.5, seed=4)
-    joint = bandit.action_probabilities(policy, embedding, 0.5)[0]
+    decisions = choose(policy, embedding.expand(20_000, -1), temperature=0.5, seed=4)
+    joint = action_probabilities(policy, embedding, 0.5)[0]
     assert joint.sum().item() == pytest.approx(1, abs=1e-5)
     assert torch.allclose(decisions.propensity, joint[decisions.actions], atol=1e-6)
     shares = torch.bincount(decisions.actions, minlength=SMALL.size) / 20_000
@@ -223,9 +225,9 @@ def test_greedy_takes_the_largest_logit_and_seeds_repeat():
     policy = ConfigurationPolicy(6, SMALL)
     torch.nn.init.normal_(policy.heads["steps"][-1].weight)
     embeddings = torch.randn(50, 6)
-    greedy = decide(policy, embeddings)
+    greedy = choose(policy, embeddings)
     assert torch.equal(greedy.choices["steps"], policy(embeddings)["steps"].argmax(-1))
-    first, again, other = (decide(policy, embeddings, temperature=1.0, seed=s).actions for s in (5, 5, 6))
+    first, again, other = (choose(policy, embeddings, temperature=1.0, seed=s).actions for s in (5, 5, 6))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -333,11 +335,31 @@ def test_heads_that_do_not_choose_stay_random():
     assert not trainer.policy.heads["instruction"][-1].weight.any()
 
 
-def test_a_bad_configuration_is_refused():
-    with pytest.raises(ValueError, match="initial_temperature"):
-        BanditConfig(initial_temperature=0)
-    with pytest.raises(ValueError, match="unknown heads"):
-        BanditConfig(heads=("step",))
+BAD_VALUES = ["no_such_name", None, -1, 0.5, float("nan"), True, ("step",)]
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(BanditConfig)])
+def test_every_field_refuses_what_it_does_not_allow(field):
+    refused = [value for value in BAD_VALUES if not accepts(field, value)]
+    assert len(refused) >= 4 and "no_such_name" in refused
+    for value in refused:
+        with pytest.raises(ValueError, match=rf"BanditConfig\.{field}\S* takes "):
+            BanditConfig(**{field: value})
+
+
+def accepts(field, value):
+    try:
+        BanditConfig(**{field: value})
+    except ValueError:
+        return False
+    return True
+
+
+def test_a_misspelt_name_is_told_what_was_meant():
+    with pytest.raises(ValueError, match="'adam' or 'sgd', got 'Adam'; did you mean 'adam'"):
+        BanditConfig(optimizer="Adam")
+    with pytest.raises(ValueError, match=r"heads takes one or more of instruction"):
+        BanditConfig(heads=())
 
 
 def test_an_llm_as_environment_scores_replies_and_never_failures():

@@ -18,7 +18,7 @@ from lib.policies.load import load_policy
 from lib.runs import start_run
 
 SPACE = frozen_llm.action_space()
-QUESTIONS = frozen_llm.sample_kind_questions(12, seed=0, split="validation")
+QUESTIONS = frozen_llm.sample_mixture_questions(12, seed=0, split="validation")
 
 
 @pytest.fixture(autouse=True)

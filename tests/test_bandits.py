@@ -44,6 +44,8 @@ def test_epsilon_greedy_explores_as_often_as_it_says():
 
 
 def test_heads_that_would_move_in_lockstep_are_refused():
+    with pytest.raises(ValueError, match="'lin_ts', got 'lin_tss'; did you mean 'lin_ts'"):
+        ConfigurationBandit(16, SPACE, rule="lin_tss", exploration=1.0)
     with pytest.raises(ValueError, match="lockstep"):
         ConfigurationBandit(16, SPACE, rule="lin_ucb", exploration=1.0, factorised=True)
 

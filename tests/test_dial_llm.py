@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from lib.dial import Question, dial_tokenizer, frozen_llm, parse_question
-from lib.dial.frozen_llm import Habits, StyleCorpus, dial_surface, kind, read_answer, sample_kind_questions
+from lib.dial.frozen_llm import (
+    Habits,
+    StyleCorpus,
+    dial_surface,
+    mixture,
+    read_answer,
+    sample_mixture_questions,
+)
 from lib.policies.load import load_policy
 from lib.runs import check_provenance
 
@@ -14,13 +21,13 @@ CAREFUL = Habits(snap=0, leave_out=0, slip=0)
 LONG = parse_question("The red dial shows 3. Turn it +4 x7 then +1 x9 later +5. Now?")
 
 
-def test_kinds_and_splits_are_what_was_asked_for():
-    questions = sample_kind_questions(90, seed=1, split="test")
-    assert [kind(q) for q in questions] == ["sums", "products", "mixed"] * 30
+def test_mixtures_and_splits_are_what_was_asked_for():
+    questions = sample_mixture_questions(90, seed=1, split="test")
+    assert [mixture(q) for q in questions] == ["sums", "products", "mixed"] * 30
     assert {q.split for q in questions} == {"test"}
     assert {q.tier for q in questions} == {"easy", "medium", "hard"}
-    assert questions == sample_kind_questions(90, seed=1, split="test")
-    assert {q.depth for q in sample_kind_questions(9, seed=1, split="train", depths=[4])} == {4}
+    assert questions == sample_mixture_questions(90, seed=1, split="test")
+    assert {q.depth for q in sample_mixture_questions(9, seed=1, split="train", depths=[4])} == {4}
 
 
 @pytest.mark.parametrize(
@@ -36,7 +43,7 @@ def test_a_step_joins_as_many_turns_as_needed(steps, sizes):
 @pytest.mark.parametrize("style", frozen_llm.STYLES)
 def test_a_careful_writer_is_right_unless_asked_for_too_many_steps(style):
     tokenizer = dial_tokenizer()
-    for question in sample_kind_questions(60, seed=2, split="train"):
+    for question in sample_mixture_questions(60, seed=2, split="train"):
         for steps in frozen_llm.STEPS:
             text = frozen_llm.written_response(question, style, steps, random.Random(0), CAREFUL)
             if steps <= question.depth:
@@ -69,14 +76,14 @@ def test_the_table_is_whole_and_belongs_to_the_checkpoint():
 
 def test_the_surface_reads_the_table():
     space, table = frozen_llm.action_space(), frozen_llm.read_table()
-    questions = sample_kind_questions(12, seed=0, split="test")
+    questions = sample_mixture_questions(12, seed=0, split="test")
     surface, tokens = dial_surface(questions)
     assert surface.values.shape == tokens.shape == (35, 72)
     for index, question in enumerate(questions):
         for action in (0, 17, 71):
             style, temperature, steps = space.decode(action)
             row = table[
-                (table["kind"] == kind(question))
+                (table["kind"] == mixture(question))
                 & (table["depth"] == question.depth)
                 & (table["instruction"] == style)
                 & (table["temperature"] == temperature)
@@ -88,7 +95,7 @@ def test_the_surface_reads_the_table():
 
 def test_there_is_something_to_adapt_to():
     """The best fixed configuration falls at least 10 points short of the best one per kind and depth."""
-    surface, _ = dial_surface(sample_kind_questions(900, seed=0, split="test"))
+    surface, _ = dial_surface(sample_mixture_questions(900, seed=0, split="test"))
     everywhere = surface.values[surface.contexts]
     assert everywhere.max(-1).values.mean() - everywhere.mean(0).max() >= 0.10
 
@@ -96,7 +103,7 @@ def test_there_is_something_to_adapt_to():
 def test_the_checkpoint_does_what_the_table_says():
     policy = load_policy("dial-llm")
     table = frozen_llm.read_table()
-    questions = sample_kind_questions(40, seed=99, split="test", kinds=["mixed"], depths=[8])
+    questions = sample_mixture_questions(40, seed=99, split="test", mixtures=["mixed"], depths=[8])
     actions = [("think", 0.0, 4), ("think", 0.0, 9), ("Jot", 0.0, 2)]
     measured = frozen_llm.measure(policy, questions, actions=actions)
     for _, row in measured.iterrows():

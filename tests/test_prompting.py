@@ -30,14 +30,11 @@ class Scripted:
 # ---- prompts
 
 
-def test_the_configured_prompt_holds_all_parts_and_hints_are_the_same_for_all():
+def test_the_configured_prompt_holds_all_parts():
     action = ActionSpace.paper().decode(4321)
     prompt = prompting.configured_prompt("Is 7 prime?", action)
     assert "Is 7 prime?" in prompt and action.instruction in prompt
     assert f"at most {action.steps} steps" in prompt
-    for make in (prompting.cot_prompt, prompting.think_short_prompt):
-        assert prompting.HINTS not in make("q") and prompting.HINTS in make("q", hints=True)
-        assert make("q").partition("4. Req")[2] == prompt.partition("4. Req")[2]
 
 
 @pytest.mark.parametrize(
@@ -181,32 +178,17 @@ def test_the_reward_model_is_loaded_and_squashed(tokenizer, tmp_path):
     assert scores == pytest.approx(judged(judges.RewardModelJudge(path, batch_size=1)), abs=1e-5)
 
 
-def test_the_nli_judge_reads_its_labels(tokenizer, tmp_path):
-    torch.manual_seed(0)
-    labels = {0: "contradiction", 1: "neutral", 2: "entailment"}
-    config = BertConfig(**SIZES, num_labels=3, id2label=labels, label2id={v: k for k, v in labels.items()})
-    path = saved(BertForSequenceClassification(config), tokenizer, tmp_path / "nli")
-    judge = judges.NLIJudge(path)
-    scores = judged(judge)
-    assert judge.entailment == 2 and all(0 < score < 1 for score in scores)
-    premise = "Question: the question\nCandidate: no\nReference: yes\nDoes the candidate match?"
-    logits = [judge._logits([(premise, f"This example is {word}.")])[0, 2] for word in ("yes", "no")]
-    assert scores[2] == pytest.approx(torch.sigmoid(logits[0] - logits[1]).item(), abs=1e-5)
-    with pytest.raises(ValueError, match="a reward model has one"):
+def test_a_classifier_with_several_labels_is_no_reward_model(tokenizer, tmp_path):
+    path = saved(BertForSequenceClassification(BertConfig(**SIZES, num_labels=3)), tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="has 3 labels; a reward model has one"):
         judges.RewardModelJudge(path)
-    one = saved(BertForSequenceClassification(BertConfig(**SIZES, num_labels=1)), tokenizer, tmp_path / "one")
-    with pytest.raises(ValueError, match="needs entailment"):
-        judges.NLIJudge(one)
 
 
-def test_exact_match_and_agreement_by_hand():
+def test_exact_match_by_hand():
     completions = ["Answer: B", "Answer: C", "no idea", "Answer: 7.0"]
-    exact = judges.exact_match(
-        None, completions, answer=["B", "B", "B", "7"], kind=["choice"] * 3 + ["number"]
-    )
+    kinds = ["choice"] * 3 + ["number"]
+    exact = judges.exact_match(None, completions, answer=["B", "B", "B", "7"], kind=kinds)
     assert exact == [1.0, 0.0, 0.0, 1.0]
-    found = judges.agreement([0.9, 0.6, 0.2, 0.7], exact)
-    assert found["agreement"] == 0.75 and found["auc"] == 1.0 and found["exact_mean"] == 0.5
 
 
 def test_embedders(tokenizer, tmp_path):

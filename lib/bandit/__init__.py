@@ -1,29 +1,20 @@
 """AdaReasoner: how a frozen LLM is asked, learnt as a contextual bandit and held against rivals.
 
-Training the LLM itself does not belong here, nor the toy LLM (dial) or the published comparison (studies).
+actions: what can be chosen · environments: what answers · learner: formulas and policy · training: the loop ·
+rivals: fixed and linear learners · off_policy: what another policy would have earned · embedders, judges,
+llms, prompting: questions in, replies out.
 """
 
 from lib.bandit.actions import HEADS, Action, ActionSpace
-from lib.bandit.environments import Environment, LLMEnvironment, Surface, simulated_surface
+from lib.bandit.environments import LLMEnvironment, Surface, simulated_surface
 from lib.bandit.learner import (
     ConfigurationPolicy,
-    Decisions,
-    JointPolicy,
-    Policy,
-    action_probabilities,
     annealed_temperature,
     boltzmann_probabilities,
     choose,
-    closed_form_gradient,
-    decide,
-    entropy,
-    linear_temperature,
-    log_probabilities,
-    regret_bound,
     reinforce_loss,
-    released_loss,
 )
-from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
+from lib.bandit.training import BanditConfig, BanditTrainer
 
 __all__ = [
     "HEADS",
@@ -32,24 +23,11 @@ __all__ = [
     "BanditConfig",
     "BanditTrainer",
     "ConfigurationPolicy",
-    "Decisions",
-    "Environment",
-    "JointPolicy",
     "LLMEnvironment",
-    "NoAnswersError",
-    "Policy",
     "Surface",
-    "action_probabilities",
     "annealed_temperature",
     "boltzmann_probabilities",
     "choose",
-    "closed_form_gradient",
-    "decide",
-    "entropy",
-    "linear_temperature",
-    "log_probabilities",
-    "regret_bound",
     "reinforce_loss",
-    "released_loss",
     "simulated_surface",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import nn
 
 from lib.bandit.actions import HEADS, ActionSpace
+from lib.checked import Range, faults, raise_faults
 
 # ---- formulas ----------------------------------------------------------------------------------
 
@@ -60,15 +61,6 @@ def reinforce_loss(
     return -(advantages * log_probs).mean()
 
 
-def closed_form_gradient(
-    logits: torch.Tensor, actions: torch.Tensor, advantages: torch.Tensor, *, temperature: float = 1.0
-) -> torch.Tensor:
-    """The gradient of `reinforce_loss` for one head's logits: -A (1[a] - p) / (tau B), shape (B, K)."""
-    chosen = nn.functional.one_hot(actions, logits.shape[-1]).to(logits)
-    probs = boltzmann_probabilities(logits, temperature)
-    return -advantages[:, None] * (chosen - probs) / (temperature * len(logits))
-
-
 def released_loss(
     logits: Mapping[str, torch.Tensor], actions: Mapping[str, torch.Tensor], rewards: torch.Tensor
 ) -> torch.Tensor:
@@ -98,34 +90,40 @@ def regret_bound(steps: int, actions: int) -> float:
 # ---- the policy --------------------------------------------------------------------------------
 
 
+Count = Annotated[int, Range(1)]
+
+
 class ConfigurationPolicy(nn.Module):
     """A shared trunk and a head of `head_layers` linear layers for each part of the configuration (eq. 2).
 
     The paper has three layers in a head and names no widths. The released code has one, and so have we: with
     three, some seeds settled early on a poor action. With `shared=False` each head has a trunk of its own.
+    With `joint=True` there is one head over all actions: nothing is shared between similar ones.
     """
 
     def __init__(
         self,
-        embedding_dim: int,
+        embedding_dim: Count,
         action_space: ActionSpace,
         *,
-        width: int = 64,
-        head_layers: int = 1,
+        width: Count = 64,
+        head_layers: Count = 1,
         shared: bool = True,
+        joint: bool = False,
     ):
         super().__init__()
+        given = {"embedding_dim": embedding_dim, "width": width, "head_layers": head_layers}
+        raise_faults(fault for name, value in given.items() for fault in faults(name, Count, value))
         self.action_space = action_space
-        trunks = 1 if shared else len(HEADS)
+        sizes = {"joint": action_space.size} if joint else action_space.sizes
+        trunks = 1 if shared else len(sizes)
         self.trunks = nn.ModuleList(
             nn.Sequential(nn.Linear(embedding_dim, width), nn.Tanh()) for _ in range(trunks)
         )
-        self.heads = nn.ModuleDict(
-            {name: _head(width, size, head_layers) for name, size in action_space.sizes.items()}
-        )
+        self.heads = nn.ModuleDict({name: _head(width, size, head_layers) for name, size in sizes.items()})
 
     def forward(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Embeddings (B, D) -> logits (B, K) of each head."""
+        """Embeddings (B, D) -> logits (B, K) of each head; a joint head is named "joint"."""
         states = [trunk(embeddings) for trunk in self.trunks]
         return {
             name: head(states[min(index, len(states) - 1)])
@@ -133,34 +131,13 @@ class ConfigurationPolicy(nn.Module):
         }
 
 
-class JointPolicy(nn.Module):
-    """The same trunk with one head over all actions: nothing is shared between similar actions."""
-
-    def __init__(
-        self, embedding_dim: int, action_space: ActionSpace, *, width: int = 64, head_layers: int = 1
-    ):
-        super().__init__()
-        self.action_space = action_space
-        self.trunk = nn.Sequential(nn.Linear(embedding_dim, width), nn.Tanh())
-        self.head = _head(width, action_space.size, head_layers)
-
-    def forward(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Embeddings (B, D) -> {"joint": logits (B, size)}."""
-        return {"joint": self.head(self.trunk(embeddings))}
-
-
 def _head(width: int, size: int, layers: int) -> nn.Sequential:
     """Linear layers with ReLU in between; the last starts at zero, so that every action is equally likely."""
-    if layers < 1:
-        raise ValueError(f"head_layers must be 1 or more, got {layers}")
     hidden = [part for _ in range(layers - 1) for part in (nn.Linear(width, width), nn.ReLU())]
     last = nn.Linear(width, size)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(*hidden, last)
-
-
-Policy = ConfigurationPolicy | JointPolicy
 
 
 class Decisions(NamedTuple):
@@ -177,26 +154,39 @@ class Decisions(NamedTuple):
 
 
 @torch.no_grad()
-def decide(
-    policy: Policy, embeddings: torch.Tensor, *, temperature: float | None = None, seed: int = 0
+def choose(
+    policy: ConfigurationPolicy,
+    embeddings: torch.Tensor,
+    *,
+    heads: Sequence[str] = HEADS,
+    temperature: float | None = None,
+    seed: int = 0,
 ) -> Decisions:
-    """Choose for embeddings (B, D): sampled at the exploration temperature, or greedily where it is None."""
-    generator = torch.Generator().manual_seed(seed)
+    """Choose for embeddings (B, D): sampled at the exploration temperature, or greedily where it is None.
+
+    Heads that are not named choose uniformly at random (the ablations).
+    """
+    drawn, blind = (torch.Generator().manual_seed(seed + k) for k in (0, 1))
     choices, propensities = {}, {}
     for head, logits in policy(embeddings).items():
         if temperature is None:
-            choices[head] = logits.argmax(-1)
-            propensities[head] = torch.ones(len(logits))
-            continue
-        probs = boltzmann_probabilities(logits, temperature)
-        choices[head] = torch.multinomial(probs, 1, generator=generator)[:, 0]
-        propensities[head] = probs.gather(-1, choices[head][:, None])[:, 0]
+            choices[head], propensities[head] = logits.argmax(-1), torch.ones(len(logits))
+        else:
+            probs = boltzmann_probabilities(logits, temperature)
+            choices[head] = torch.multinomial(probs, 1, generator=drawn)[:, 0]
+            propensities[head] = probs.gather(-1, choices[head][:, None])[:, 0]
+        if head not in (*heads, "joint"):
+            size = logits.shape[-1]
+            choices[head] = torch.randint(size, (len(logits),), generator=blind)
+            propensities[head] = torch.full((len(logits),), 1 / size)
     actions = choices["joint"] if "joint" in choices else policy.action_space.join(choices)
     return Decisions(choices, propensities, actions)
 
 
 @torch.no_grad()
-def action_probabilities(policy: Policy, embeddings: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def action_probabilities(
+    policy: ConfigurationPolicy, embeddings: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
     """The probability of every action, (B, size); for spaces that fit into memory."""
     probs = {
         head: boltzmann_probabilities(logits, temperature) for head, logits in policy(embeddings).items()
@@ -205,23 +195,3 @@ def action_probabilities(policy: Policy, embeddings: torch.Tensor, temperature: 
         return probs["joint"]
     joint = torch.einsum("bi,bt,bs->bits", *(probs[head] for head in HEADS))
     return joint.flatten(1)
-
-
-def choose(
-    policy: Policy,
-    embeddings: torch.Tensor,
-    *,
-    heads: Sequence[str] = HEADS,
-    temperature: float | None = None,
-    seed: int = 0,
-) -> Decisions:
-    """Like `decide`, but heads that are not named choose uniformly at random (the ablations)."""
-    chosen = decide(policy, embeddings, temperature=temperature, seed=seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    for head in (head for head in chosen.choices if head not in (*heads, "joint")):
-        size = policy.action_space.sizes[head]
-        chosen.choices[head] = torch.randint(size, (len(embeddings),), generator=generator)
-        chosen.propensities[head] = torch.full((len(embeddings),), 1 / size)
-    if "joint" in chosen.choices:
-        return chosen
-    return chosen._replace(actions=policy.action_space.join(chosen.choices))

@@ -1,7 +1,8 @@
 """How a frozen LLM is asked: the configured prompt of AdaReasoner, and the prompting baselines.
 
-All prompts share one frame with the same requirements and hints, so that no method wins by them alone.
-The sampling baselines work with any prompt, so they serve the dial world and a chat server alike.
+All prompts share one frame with the same requirements, so that no method wins by them alone: the
+hints that the released code gives its own method only are left out. The sampling baselines work with any
+prompt, so they serve the dial world and a chat server alike.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lib.bandit.actions import Action
 from lib.bandit.llms import LLM, Request
 
-# The paper's frame (figure 9) and the released code's hints, by meaning, in our own words.
+# The paper's frame (figure 9), by meaning, in our own words.
 FRAME = """\
 1. Objective
 Answer the question fully, in a style that suits it. Make nothing up.
@@ -33,33 +34,16 @@ Answer the question fully, in a style that suits it. Make nothing up.
 Give one complete answer, clear and without repetition.
 End with a line that holds only the answer: the letter of an option, yes or no, or a number.
 Answer: <answer>"""
-HINTS = """\
-For a creative question, begin with fresh ideas; for an analytic one, be strict and conclude last."""
 
 
-def configured_prompt(question: str, action: Action, *, hints: bool = False) -> str:
-    """The prompt for one configuration; `hints` adds what the released code tells its own method only."""
-    strategy = f"{action.instruction} Use at most {action.steps} steps."
-    return _framed(question, strategy, hints)
-
-
-def cot_prompt(question: str, *, hints: bool = False) -> str:
-    """Chain of thought: think step by step."""
-    return _framed(question, "Think step by step.", hints)
-
-
-def think_short_prompt(question: str, *, hints: bool = False) -> str:
-    """Think Short: answer fast."""
-    return _framed(question, "Think briefly and answer fast.", hints)
+def configured_prompt(question: str, action: Action) -> str:
+    """The prompt for one configuration."""
+    return FRAME.format(question=question, strategy=f"{action.instruction} Use at most {action.steps} steps.")
 
 
 def with_examples(prompt: str, examples: Sequence[tuple[str, str]]) -> str:
     """Worked examples (prompt, reply) before the prompt: in-context CoT, and Auto-CoT with its own."""
     return "\n".join([*(f"{asked} {reply}" for asked, reply in examples), prompt])
-
-
-def _framed(question: str, strategy: str, hints: bool) -> str:
-    return FRAME.format(question=question, strategy=f"{strategy}\n{HINTS}" if hints else strategy)
 
 
 def read_reply(reply: str) -> str | None:

@@ -7,13 +7,13 @@ action (joint), or a value of one head (factorised: three small bandits that lea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from lib.bandit.actions import ActionSpace
-from lib.bandit.environments import Environment
+from lib.bandit.environments import Environment, Surface
+from lib.checked import Range, check_value
 
 Rule = Literal["epsilon_greedy", "lin_ucb", "lin_ts"]
 MAX_CELLS = 2**28  # of the matrices of all arms, about 1 GB
@@ -28,6 +28,8 @@ class LinearBandit:
     """
 
     def __init__(self, dim: int, arms: int, *, rule: Rule, exploration: float, ridge: float = 1.0):
+        check_value("rule", Rule, rule, "LinearBandit")
+        check_value("exploration", Annotated[float, Range(0)], exploration, "LinearBandit")
         if arms * dim**2 > MAX_CELLS:
             raise ValueError(
                 f"{arms} arms with {dim} features need {4 * arms * dim**2 / 2**30:.0f} GB: "
@@ -146,6 +148,6 @@ def random_actions(count: int, size: int, seed: int) -> torch.Tensor:
     return torch.randint(size, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def regret(environment: Callable, questions: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+def regret(environment: Surface, questions: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
     """Cumulative expected regret over decisions in their order, (N,), on a surface that knows the optimum."""
     return (environment.optimal(questions) - environment.expected(questions, actions)).cumsum(0)

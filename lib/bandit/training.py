@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from lib.bandit.actions import HEADS
 from lib.bandit.environments import Environment
 from lib.bandit.learner import (
+    ConfigurationPolicy,
+    Count,
     Decisions,
-    Policy,
     annealed_temperature,
     boltzmann_probabilities,
     choose,
@@ -33,6 +34,7 @@ from lib.bandit.learner import (
     reinforce_loss,
     released_loss,
 )
+from lib.checked import Range, check_fields
 from lib.runs import Run
 
 # ---- training ----------------------------------------------------------------------------------
@@ -53,32 +55,28 @@ class BanditConfig:
     annealing alone may settle on the first good action.
     """
 
-    updates: int = 400
-    batch_size: int = 32
+    updates: Count = 400
+    batch_size: Count = 32
     optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = 5e-3
-    initial_temperature: float = 1.0
-    decay: float = 0.997
+    learning_rate: Annotated[float, Range(above=0, high=1)] = 5e-3
+    initial_temperature: Annotated[float, Range(above=0)] = 1.0
+    decay: Annotated[float, Range(above=0, high=1)] = 0.997
     schedule: Literal["exponential", "linear", "constant"] = "exponential"
     baseline: Literal["none", "mean", "zscore", "question"] = "question"
-    window: int = 256
-    question_window: int = 20
+    window: Count = 256
+    question_window: Count = 20
     gradient_at: Literal["sampling", "one"] = "sampling"
     update: Literal["reinforce", "released", "released_flipped"] = "reinforce"
     reward_shift: float = 0.0
-    entropy_bonus: float = 0.05
-    heads: tuple[str, ...] = HEADS
-    save_every: int = 50
-    seed: int = 0
+    entropy_bonus: Annotated[float, Range(0)] = 0.05
+    heads: tuple[Literal["instruction", "temperature", "steps"], ...] = HEADS
+    save_every: Count = 50
+    seed: Annotated[int, Range(0)] = 0
 
     def __post_init__(self) -> None:
-        if self.initial_temperature <= 0 or not 0 < self.decay <= 1:
-            raise ValueError(
-                f"initial_temperature must be above 0 and decay in (0, 1], got {self.initial_temperature} "
-                f"and {self.decay}"
-            )
-        if unknown := set(self.heads) - {*HEADS, "joint"}:
-            raise ValueError(f"unknown heads {sorted(unknown)}; there are {', '.join(HEADS)}")
+        check_fields(self)
+        if not self.heads:
+            raise ValueError(f"BanditConfig.heads takes one or more of {', '.join(HEADS)}, got none")
 
     def temperature(self, step: int) -> float:
         """The exploration temperature of an update."""
@@ -97,7 +95,7 @@ class BanditTrainer:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ConfigurationPolicy,
         embeddings: torch.Tensor,
         environment: Environment,
         config: BanditConfig = BanditConfig(),

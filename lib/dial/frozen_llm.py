@@ -38,7 +38,7 @@ from lib.runs import ROOT, Run, check_provenance, start_run, write_atomically, w
 STYLES = ("Jot", "think", "Say d =")  # the instructions, in the words of the dial tokenizer
 STEPS = (1, 2, 3, 4, 6, 9)
 TEMPERATURES = (0.0, 0.4, 0.7, 1.0)
-KINDS = {
+MIXTURES = {
     "sums": tuple(f"+{k}" for k in range(1, 10)),
     "products": ("x3", "x7", "x9"),
     "mixed": WORLDS["dial"].operations,
@@ -64,30 +64,30 @@ def action_space() -> ActionSpace:
     return ActionSpace(STYLES, TEMPERATURES, STEPS)
 
 
-def kind(question: Question) -> str:
+def mixture(question: Question) -> str:
     """What a question is made of: sums, products or mixed. One turn alone is a sum or a product."""
     signs = {operation[0] for operation in question.operations}
     return "mixed" if len(signs) == 2 else {"+": "sums", "x": "products"}[signs.pop()]
 
 
-def sample_kind_questions(
+def sample_mixture_questions(
     count: int,
     *,
     seed: int,
     split: str,
-    kinds: Sequence[str] = tuple(KINDS),
+    mixtures: Sequence[str] = tuple(MIXTURES),
     depths: Sequence[int] | None = None,
 ) -> list[Question]:
     """Questions of one split, kinds in turn; depths are balanced over the tiers, or taken from `depths`."""
     rng = random.Random(f"kinds|{seed}|{split}")
     questions: list[Question] = []
     while len(questions) < count:
-        wanted = kinds[len(questions) % len(kinds)]
+        wanted = mixtures[len(questions) % len(mixtures)]
         choices = depths or rng.choice(list(TIERS.values()))
         depth = rng.choice([d for d in choices if wanted != "mixed" or d > 1] or [2])
-        turns = tuple(rng.choices(KINDS[wanted], k=depth))
+        turns = tuple(rng.choices(MIXTURES[wanted], k=depth))
         question = Question(str(rng.randrange(10)), turns, rng.choice(COLOURS))
-        if question.split == split and kind(question) == wanted:
+        if question.split == split and mixture(question) == wanted:
             questions.append(question)
     return questions
 
@@ -108,21 +108,21 @@ def written_response(
     question: Question, style: str, steps: int, rng: random.Random, habits: Habits = Habits()
 ) -> str:
     """What one writer of the corpus answers."""
-    nature = kind(question)
+    made_of = mixture(question)
     opening = ""
-    if nature == "sums":
+    if made_of == "sums":
         if rng.random() < habits.snap and question.answer != question.start:
             return f"It shows {question.start}."
         opening = f"{rng.choice(OPENINGS)}, "
     parts = stretches(question.operations, steps)
-    if style != APT_STYLE[nature] and rng.random() < habits.leave_out:
+    if style != APT_STYLE[made_of] and rng.random() < habits.leave_out:
         parts = [part for part in [*parts[:-1], parts[-1][:-1]] if part]
     table, digit, worked = WORLDS["dial"].table, question.start, []
     for part in parts:
         before = after = digit
         for operation in part:
             before, after = after, table[operation][after]
-        slips = nature != "sums" and rng.random() < habits.slip
+        slips = made_of != "sums" and rng.random() < habits.slip
         worked.append((digit, part, before if slips else after))
         digit = worked[-1][2]
     return f"{opening}{_STYLES[style](question.start, worked)}\nIt shows {digit}."
@@ -158,8 +158,8 @@ class StyleCorpus(Dataset):
 
     def __getitem__(self, index: int) -> tuple[str, str]:
         rng = random.Random(f"dial-llm|{self.seed}|{index}")
-        kinds = [rng.choice(list(KINDS))]
-        (question,) = sample_kind_questions(1, seed=rng.randrange(2**63), split="train", kinds=kinds)
+        mixtures = [rng.choice(list(MIXTURES))]
+        (question,) = sample_mixture_questions(1, seed=rng.randrange(2**63), split="train", mixtures=mixtures)
         style, steps = rng.choice(STYLES), rng.choice(STEPS)
         return prompt(question, style, steps), written_response(question, style, steps, rng, self.habits)
 
@@ -190,7 +190,7 @@ def measure(
             max_new_tokens=max_new_tokens,
         )
         rows += [
-            (kind(q), q.depth, *action, read_answer(response.text) == q.answer, response.num_tokens)
+            (mixture(q), q.depth, *action, read_answer(response.text) == q.answer, response.num_tokens)
             for (q, action), response in zip(asked, responses, strict=True)
         ]
     names = ["kind", "depth", "instruction", "temperature", "steps", "right", "tokens"]
@@ -216,7 +216,7 @@ def dial_surface(questions: Sequence[Question]) -> tuple[Surface, torch.Tensor]:
         for name in ("value", "tokens")
     )
     rows = {cell: number for number, cell in enumerate(values.index)}
-    contexts = torch.tensor([rows[kind(question), question.depth] for question in questions])
+    contexts = torch.tensor([rows[mixture(question), question.depth] for question in questions])
     as_tensor = [torch.tensor(frame.to_numpy(), dtype=torch.float32) for frame in (values, tokens)]
     return Surface(as_tensor[0], contexts), as_tensor[1]
 
@@ -245,12 +245,14 @@ def main() -> None:
         save_policy(model, tokenizer, checkpoint, command=command, base="dial-base", **facts)
     begun = time.monotonic()
     actions = list(product(STYLES, TEMPERATURES, STEPS))
-    cells = [(k, depth) for k in KINDS for depth in range(1, MAX_DEPTH + 1) if (k, depth) != ("mixed", 1)]
+    cells = [(m, depth) for m in MIXTURES for depth in range(1, MAX_DEPTH + 1) if (m, depth) != ("mixed", 1)]
     parts = []
-    for number, (k, depth) in enumerate(cells):
-        questions = sample_kind_questions(PER_CELL, seed=number, split="test", kinds=[k], depths=[depth])
+    for number, (name, depth) in enumerate(cells):
+        questions = sample_mixture_questions(
+            PER_CELL, seed=number, split="test", mixtures=[name], depths=[depth]
+        )
         parts.append(measure(load_policy("dial-llm"), questions, actions=actions, seed=number))
-        print(f"{k} {depth}: best {(parts[-1]['right'] / parts[-1]['asked']).max():.2f}", flush=True)
+        print(f"{name} {depth}: best {(parts[-1]['right'] / parts[-1]['asked']).max():.2f}", flush=True)
     write_atomically(TABLE / "table.csv", pd.concat(parts).round(2).to_csv(index=False))
     write_provenance(
         TABLE,

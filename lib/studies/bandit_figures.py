@@ -1,4 +1,4 @@
-"""The figures of the configuration bandit, in the look of lib.plots."""
+"""The figures of the configuration bandit, in the look of lib.measure.figures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lib.dial import frozen_llm
 from lib.dial.world import TIERS
 
 _PALETTE = sns.color_palette("colorblind")
-COLOURS = dict(zip(frozen_llm.KINDS, (_PALETTE[0], _PALETTE[1], _PALETTE[2]), strict=True))
-MARKERS = dict(zip(frozen_llm.KINDS, "osD", strict=True))
-TYPES = [f"{kind}, {tier}" for kind in frozen_llm.KINDS for tier in TIERS]
+COLOURS = dict(zip(frozen_llm.MIXTURES, (_PALETTE[0], _PALETTE[1], _PALETTE[2]), strict=True))
+MARKERS = dict(zip(frozen_llm.MIXTURES, "osD", strict=True))
+TYPES = [f"{kind}, {tier}" for kind in frozen_llm.MIXTURES for tier in TIERS]
 
 
 def configuration_curves(table: pd.DataFrame) -> Figure:
@@ -119,4 +119,4 @@ def shots_curve(frame: pd.DataFrame, lines: Mapping[str, float]) -> Figure:
 
 def type_of(question: frozen_llm.Question) -> str:
     """Kind and tier of a dial question, in words."""
-    return f"{frozen_llm.kind(question)}, {question.tier}"
+    return f"{frozen_llm.mixture(question)}, {question.tier}"

@@ -20,18 +20,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy import stats
 
 from lib.bandit.actions import HEADS, ActionSpace
 from lib.bandit.environments import Environment, Surface, simulated_surface
-from lib.bandit.learner import ConfigurationPolicy, JointPolicy, Policy, choose
+from lib.bandit.learner import ConfigurationPolicy, choose
 from lib.bandit.rivals import ConfigurationBandit, best_fixed, random_actions, regret
 from lib.bandit.training import BanditConfig, BanditTrainer
 from lib.dial import frozen_llm
-from lib.dial.frozen_llm import dial_surface, prompt, sample_kind_questions
 from lib.dial.world import Question
 from lib.engines.generate import decision_states
-from lib.measure.intervals import mean_interval
+from lib.measure.intervals import mean_interval, seed_interval
 from lib.policies.load import load_policy
 from lib.runs import ROOT, provenance, read_json, write_json
 
@@ -47,7 +45,7 @@ DEFAULTS = BanditConfig(updates=600, batch_size=128, learning_rate=2e-3, decay=0
 
 
 @dataclass(frozen=True)
-class World:
+class QuestionSet:
     """Questions as embeddings, with the surface that answers them and the tokens (C, A) that answers cost."""
 
     questions: list[Question]
@@ -61,30 +59,30 @@ class World:
 
 
 @cache
-def frozen_llm() -> tuple[Any, Any]:
+def dial_llm() -> tuple[Any, Any]:
     """The shipped dial LLM and its tokenizer, loaded once."""
     return load_policy("dial-llm")
 
 
 def embed(questions: Sequence[Question]) -> torch.Tensor:
     """The frozen LLM's own state where it begins to respond, when asked in one neutral way: (N, 96)."""
-    return decision_states(*frozen_llm(), [prompt(question, *NEUTRAL) for question in questions])
+    return decision_states(*dial_llm(), [frozen_llm.prompt(question, *NEUTRAL) for question in questions])
 
 
 @lru_cache(maxsize=8)
-def worlds(seed: int, *, shots: int = TRAIN, tests: int = TEST) -> tuple[World, World]:
+def question_sets(seed: int, *, shots: int = TRAIN, tests: int = TEST) -> tuple[QuestionSet, QuestionSet]:
     """Training and test questions; embeddings are standardised by the training questions."""
     splits = [
-        sample_kind_questions(shots, seed=NEW_DRAWS + seed, split="validation"),
-        sample_kind_questions(tests, seed=NEW_DRAWS + seed, split="test"),
+        frozen_llm.sample_mixture_questions(shots, seed=NEW_DRAWS + seed, split="validation"),
+        frozen_llm.sample_mixture_questions(tests, seed=NEW_DRAWS + seed, split="test"),
     ]
     embeddings = [embed(questions) for questions in splits]
     mean, deviation = embeddings[0].mean(0), embeddings[0].std(0).clamp_min(1e-6)
     made = []
     for questions, vectors in zip(splits, embeddings, strict=True):
-        surface, tokens = dial_surface(questions)
+        surface, tokens = frozen_llm.dial_surface(questions)
         scaled = (vectors - mean) / deviation * (NORM / vectors.shape[1] ** 0.5)
-        made.append(World(questions, scaled, surface, tokens))
+        made.append(QuestionSet(questions, scaled, surface, tokens))
     return made[0], made[1]
 
 
@@ -134,13 +132,13 @@ FIXED = ("random", "best_fixed", "best_fixed_known", "oracle")
 METHODS = (*FIXED, *LINEAR, *LEARNERS, *(f"shots_{shots}" for shots in SHOTS))
 
 
-def make_policy(dim: int, seed: int, *, joint: bool = False, **options: Any) -> Policy:
+def make_policy(dim: int, seed: int, *, width: int = 128, **options: Any) -> ConfigurationPolicy:
     """A fresh policy for the dial space."""
     torch.manual_seed(seed)
-    return (JointPolicy if joint else ConfigurationPolicy)(dim, SPACE, **{"width": 128, **options})
+    return ConfigurationPolicy(dim, SPACE, width=width, **options)
 
 
-def train_policy(name: str, train: World, seed: int, config: BanditConfig) -> BanditTrainer:
+def train_policy(name: str, train: QuestionSet, seed: int, config: BanditConfig) -> BanditTrainer:
     """Train one of LEARNERS on the table."""
     changes, shape = LEARNERS["learned" if name.startswith("shots_") else name]
     policy = make_policy(train.embeddings.shape[1], seed, **shape)
@@ -150,7 +148,7 @@ def train_policy(name: str, train: World, seed: int, config: BanditConfig) -> Ba
 
 
 def actions_of(
-    name: str, train: World, test: World, seed: int, config: BanditConfig
+    name: str, train: QuestionSet, test: QuestionSet, seed: int, config: BanditConfig
 ) -> tuple[torch.Tensor, list[dict[str, float]]]:
     """What a method does on the test questions, (N,), and the rows of its training."""
     if name == "random":
@@ -185,7 +183,7 @@ def actions_of(
     return chosen.actions, trainer.history
 
 
-def summary_of(name: str, test: World, actions: torch.Tensor) -> dict[str, Any]:
+def summary_of(name: str, test: QuestionSet, actions: torch.Tensor) -> dict[str, Any]:
     """The summary of a method: expected reward with its 95 % interval over questions, and tokens."""
     rewards = test.surface.expected(test.all, actions)
     low, high = mean_interval(rewards.tolist())
@@ -204,7 +202,7 @@ def run_method(name: str, seed: int, config: BanditConfig = DEFAULTS) -> dict[st
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; there are {', '.join(METHODS)}")
     shots = int(name.removeprefix("shots_")) if name.startswith("shots_") else TRAIN
-    train, test = worlds(seed, shots=shots)
+    train, test = question_sets(seed, shots=shots)
     actions, history = actions_of(name, train, test, seed, config)
     every = [row["reward"] for row in history]
     curve = [round(sum(every[i : i + 20]) / len(every[i : i + 20]), 4) for i in range(0, len(every), 20)]
@@ -227,20 +225,14 @@ def over_seeds(runs: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     rows = {}
     for name in methods:
         values = runs.loc[runs["method"] == name, "reward"].tolist()
-        rows[name] = (*_mean_and_interval(pd.Series(values)), len(values))
+        rows[name] = (*seed_interval(values), len(values))
     return pd.DataFrame(rows, index=["mean", "low", "high", "seeds"]).T
 
 
 def against(runs: pd.DataFrame, method: str, other: str) -> tuple[float, float, float]:
     """The mean difference in reward over seeds, paired, with its 95 % t interval."""
     wide = runs.pivot(index="seed", columns="method", values="reward")
-    return _mean_and_interval((wide[method] - wide[other]).dropna())
-
-
-def _mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
-    """A mean over few seeds with its 95 % interval: Student's t, sample standard deviation."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    return seed_interval((wide[method] - wide[other]).dropna())
 
 
 # ---- the simulated surface ---------------------------------------------------------------------
@@ -318,7 +310,7 @@ def surface_trials(seeds: Sequence[int] = range(1000, 1030)) -> dict[str, dict[s
             trainer = _train_on_surface(space, embeddings, surface, seed, changes)
             reward = surface.expected(index, choose(trainer.policy, embeddings).actions).mean()
             shares.append((reward / surface.optimal(index).mean()).item())
-        mean, low, high = _mean_and_interval(pd.Series(shares))
+        mean, low, high = seed_interval(shares)
         found[name] = {"share": mean, "low": low, "high": high, "least": min(shares)}
         print(f"{name:24} {mean:.3f} [{low:.3f}, {high:.3f}]", flush=True)
     return found
@@ -330,7 +322,7 @@ def surface_over_seeds(space: str) -> pd.DataFrame:
     rows = {}
     for rule in summaries[0]:
         shares = pd.Series([summary[rule]["share"] for summary in summaries])
-        rows[rule] = (*_mean_and_interval(shares), shares.min(), len(shares))
+        rows[rule] = (*seed_interval(shares), shares.min(), len(shares))
     return pd.DataFrame(rows, index=["mean", "low", "high", "least", "seeds"]).T
 
 
