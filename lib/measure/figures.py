@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from io import BytesIO
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -56,15 +57,9 @@ def staircase(
     figure, ax = _canvas(ax)
     shade_tiers(ax, int(summary["depth"].max()))
     for format, rows in summary.groupby("format", sort=False):
-        colour = COLOURS[format]
-        ax.fill_between(
-            rows["depth"], rows["accuracy_low"], rows["accuracy_high"], color=colour, alpha=0.2, lw=0
-        )
-        ax.plot(
-            rows["depth"], rows["accuracy"], color=colour, marker=MARKERS[format], label=NAMES[format], ms=5
-        )
+        _accuracy_line(ax, rows, "depth", **_look(format))
         if reach and reach[format] < summary["depth"].max():
-            ax.axvline(reach[format] + 0.5, color=colour, ls=":", lw=1.2)
+            ax.axvline(reach[format] + 0.5, color=COLOURS[format], ls=":", lw=1.2)
     ax.axhline(0.1, color="0.4", lw=0.8, ls="--")
     ax.text(summary["depth"].min() - 0.4, 0.045, "guessing", fontsize=8, color="0.3")
     ax.set(xlabel="depth of the question (operations)", ylabel="accuracy", ylim=(0, 1.04))
@@ -120,7 +115,7 @@ def accuracy_and_tokens(summary: pd.DataFrame) -> Figure:
     left.get_legend().remove()
     shade_tiers(right, int(summary["depth"].max()))
     for format, rows in summary.groupby("format", sort=False):
-        right.plot(rows["depth"], rows["tokens"], color=COLOURS[format], marker=MARKERS[format], ms=5)
+        right.plot(rows["depth"], rows["tokens"], **_look(format), ms=5)
         middle = rows.iloc[len(rows) // 2]
         right.annotate(
             NAMES[format],
@@ -215,16 +210,15 @@ def format_curves(
     return figure
 
 
-def grouped_bars(table: pd.DataFrame, *, ylabel: str, ax: Axes | None = None) -> Figure:
-    """Bars of each row (a format, or any name) side by side, one per column; each bar carries its number."""
+def grouped_bars(table: pd.DataFrame, *, ylabel: str, fmt: str = "%.2f", ax: Axes | None = None) -> Figure:
+    """Bars of each row side by side, one per column; rows and columns may be formats or any names."""
     figure, ax = _canvas(ax)
-    width = 0.8 / len(table.columns)
-    for place, column in enumerate(table.columns):
-        places = [index + (place - (len(table.columns) - 1) / 2) * width for index in range(len(table))]
-        bars = ax.bar(places, table[column], 0.92 * width, color=_PALETTE[place], label=column)
-        ax.bar_label(bars, fmt="%.2f", fontsize=8)
-    ax.set_xticks(range(len(table)), [NAMES.get(name, name) for name in table.index])
-    ax.set(ylabel=ylabel, ylim=(0, 1.1))
+    colours = [COLOURS.get(column, _PALETTE[place]) for place, column in enumerate(table.columns)]
+    named = table.rename(index=NAMES, columns=NAMES)
+    named.plot.bar(ax=ax, color=colours, width=0.8, rot=0, xlabel="", ylabel=ylabel)
+    for bars in ax.containers:
+        ax.bar_label(bars, fmt=fmt, fontsize=8)
+    ax.margins(y=0.1)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=len(table.columns), frameon=False)
     return figure
 
@@ -234,22 +228,26 @@ def budget_curves(summary: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     figure, ax = _canvas(ax)
     for place, (policy, rows) in enumerate(summary.groupby("policy", sort=False)):
         colour, rows = _PALETTE[(0, 3)[place % 2]], rows.sort_values("budget")
-        ax.fill_between(
-            rows["tokens"], rows["accuracy_low"], rows["accuracy_high"], color=colour, alpha=0.2, lw=0
-        )
-        ax.plot(rows["tokens"], rows["accuracy"], color=colour, marker="o^"[place % 2], label=policy, ms=5)
-        for _, row in rows.iterrows():
-            ax.annotate(
-                f"{row['budget']:.0f}",
-                (row["tokens"], row["accuracy"]),
-                (3, -12),
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-            )
+        _accuracy_line(ax, rows, "tokens", color=colour, marker="o^"[place % 2], label=policy)
+        small = {"textcoords": "offset points", "fontsize": 8, "color": colour}
+        for point in rows.itertuples():
+            ax.annotate(f"{point.budget:.0f}", (point.tokens, point.accuracy), (3, -12), **small)
     ax.set(xlabel="mean tokens per response (at each point: the budget)", ylabel="accuracy", ylim=(0, 1.04))
     ax.legend(frameon=False, loc="lower right")
     return figure
+
+
+def _accuracy_line(ax: Axes, rows: pd.DataFrame, x: str, **look: Any) -> None:
+    """Accuracy over a column, with its interval behind it."""
+    ax.fill_between(
+        rows[x], rows["accuracy_low"], rows["accuracy_high"], color=look["color"], alpha=0.2, lw=0
+    )
+    ax.plot(rows[x], rows["accuracy"], ms=5, **look)
+
+
+def _look(format: str) -> dict[str, Any]:
+    """How the points of a format are drawn and named."""
+    return {"color": COLOURS[format], "marker": MARKERS[format], "label": NAMES[format]}
 
 
 def seed_band(runs: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -260,19 +258,10 @@ def seed_band(runs: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def tokens_by_format(rows: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     """Mean tokens of each format, a group of bars per tier; each bar carries its number."""
-    figure, ax = _canvas(ax)
     means = rows.groupby(["tier", "format"])["tokens"].mean().unstack()
     tiers = [tier for tier in TIER_SHADES if tier in means.index]
     formats = [format for format in ReasoningFormat if format in means.columns]
-    for place, format in enumerate(formats):
-        offset = (place - (len(formats) - 1) / 2) * 0.2
-        places = [index + offset for index in range(len(tiers))]
-        bars = ax.bar(places, means.loc[tiers, format], 0.19, color=COLOURS[format], label=NAMES[format])
-        ax.bar_label(bars, fmt="%.0f", fontsize=9)
-    ax.set_xticks(range(len(tiers)), tiers)
-    ax.set(xlabel="tier", ylabel="mean tokens per completion")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=4, frameon=False)
-    return figure
+    return grouped_bars(means.loc[tiers, formats], ylabel="mean tokens per completion", fmt="%.0f", ax=ax)
 
 
 def shade_tiers(ax: Axes, deepest: int) -> None:
@@ -326,9 +315,7 @@ def format_losses(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     for format in ReasoningFormat:
         if (column := f"loss_{format}") in metrics:
             rows = metrics.dropna(subset=column)
-            ax.plot(
-                rows["step"], rows[column], color=COLOURS[format], marker=MARKERS[format], label=NAMES[format]
-            )
+            ax.plot(rows["step"], rows[column], **_look(format))
     ax.set(yscale="log", xlabel="step", ylabel="loss (nats per token, log scale)")
     ax.legend(frameon=False)
     return figure
