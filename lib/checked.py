@@ -27,6 +27,7 @@ _NOUNS: dict[Any, str] = {
     int: "a whole number",
     float: "a finite number",
     str: "text",
+    None: "None",
     type(None): "None",
 }
 _CONTAINERS = (list, tuple, Sequence, dict, Mapping)
@@ -62,8 +63,8 @@ class Range:
 
 def check_fields(instance: Any) -> None:
     """Hold every field of a dataclass to its annotation; raises ValueError that names all faults at once."""
-    hints = _hints(type(instance))
-    where = type(instance).__name__
+    kind: type = type(instance)
+    hints, where = _hints(kind), kind.__name__
     raise_faults(
         fault
         for field in fields(instance)
@@ -132,8 +133,8 @@ def _fault(name: str, annotation: Any, value: Any) -> str:
 
 
 def _fits(origin: Any, arguments: tuple[Any, ...], value: Any) -> bool:
-    if origin is Any:
-        return True
+    if origin is Any or origin is None:
+        return origin is Any or value is None
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in arguments)
     if origin is Callable:
