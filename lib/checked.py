@@ -34,7 +34,10 @@ _CONTAINERS = (list, tuple, Sequence, dict, Mapping)
 
 
 class Constraint(Protocol):
-    """What stands beside the type in `Annotated`; its text goes on where the type's ends."""
+    """What stands beside the type in `Annotated`; its text goes on where the type's ends.
+
+    One with an attribute `known` offers these words to a value that resembles one of them.
+    """
 
     def holds(self, value: Any) -> bool: ...
 
@@ -89,8 +92,10 @@ def faults(name: str, annotation: Any, value: Any) -> Iterator[str]:
     if origin is Annotated:
         base, *constraints = arguments
         inner = list(faults(name, base, value))
-        yield from inner
-        if not inner and not all(rule.holds(value) for rule in constraints if hasattr(rule, "holds")):
+        whole = not any(fault.startswith(f"{name} takes") for fault in inner)
+        if whole and (inner or all(rule.holds(value) for rule in constraints if hasattr(rule, "holds"))):
+            yield from inner  # of elements, if any
+        else:
             yield _fault(name, annotation, value)
     elif origin in (typing.Union, types.UnionType):
         if all(any(faults(name, option, value)) for option in arguments):
@@ -168,7 +173,8 @@ def _choices(annotation: Any) -> list[Any]:
         return list(get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return [member.value for member in annotation]
-    return [choice for part in get_args(annotation) for choice in _choices(part)]
+    known = list(getattr(annotation, "known", ()))  # of a constraint
+    return known + [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
 def _listed(words: Sequence[str]) -> str:

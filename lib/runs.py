@@ -39,6 +39,12 @@ def runs_folder() -> Path:
     return Path(os.environ.get("RUNS_DIR") or ROOT / "runs")
 
 
+def located(path: str) -> Path:
+    """Where the path of a parameter lies: `runs/...` in the run folder, others from the project's root."""
+    first, _, rest = path.partition("/")
+    return runs_folder() / rest if first == "runs" else ROOT / Path(path).expanduser()
+
+
 class Run:
     """One run of one notebook under one profile."""
 

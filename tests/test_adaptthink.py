@@ -9,7 +9,9 @@ import torch
 from tokenizers import AddedToken
 from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 
-from lib.course.runner import NOTEBOOKS, read_parameters, resolve_parameters
+from lib.course.declared import read_parameters
+from lib.course.notebooks import NOTEBOOKS
+from lib.course.profiles import resolve_parameters
 from lib.dial import dial_task, dial_tokenizer, new_dial_model, sample_questions
 from lib.dial.thinker import thinker_rows, thinking_rows
 from lib.engines import launch

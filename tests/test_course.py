@@ -9,8 +9,12 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib.course import runner
-from lib.course.runner import CourseError, code_hash, read_parameters, resolve_parameters, run_course, stamp
+from lib.course import command, runner
+from lib.course.declared import read_parameters
+from lib.course.notebooks import CourseError, code_hash
+from lib.course.profiles import resolve_parameters
+from lib.course.runner import run_course
+from lib.course.stamp import stamp
 
 PARAMETERS = """\
 PROFILE: str = "cpu"  # name of the profile
@@ -70,11 +74,11 @@ def test_a_parameter_that_would_be_ignored_is_an_error(folder, parameters, use, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"STEP": 4}, r"profile file smoke/00_a.yaml: STEP is not a parameter.*did you mean STEPS\?"),
-        ({"STEPS": "4"}, "STEPS takes a value of type int, got '4'"),
-        ({"STEPS": True}, "STEPS takes a value of type int, got True"),
+        ({"STEP": 4}, r"profile file smoke/00_a.yaml: STEP is not a parameter.*did you mean 'STEPS'"),
+        ({"STEPS": "4"}, "STEPS takes a whole number, got '4'"),
+        ({"STEPS": True}, "STEPS takes a whole number, got True"),
         ({"RATE": "1e-5"}, r"write 1.0e-5"),
-        ({"DEPTHS": 3}, "DEPTHS takes a value of type"),
+        ({"DEPTHS": 3}, r"DEPTHS takes a list of \(a whole number\) with at least one, got 3"),
     ],
 )
 def test_a_profile_file_is_checked_before_anything_runs(folder, values, message, private_runs):
@@ -88,11 +92,11 @@ def test_a_profile_file_is_checked_before_anything_runs(folder, values, message,
 def test_an_unknown_profile_notebook_or_override_is_named(folder):
     write(folder, "00_a", USES)
     profile(folder, "smoke", "00_a", STEPS=1)
-    with pytest.raises(CourseError, match=r"no profile 'smok'; did you mean smoke\? There are cpu, smoke"):
+    with pytest.raises(CourseError, match=r"no profile 'smok'; did you mean 'smoke'\?. There are cpu, smoke"):
         run_course(profile="smok", folder=folder)
     with pytest.raises(CourseError, match="no notebook '07'"):
         run_course(only=["07"], folder=folder)
-    with pytest.raises(CourseError, match=r"--set STEP: none of the chosen.*did you mean STEPS"):
+    with pytest.raises(CourseError, match=r"--set STEP: none of the chosen.*did you mean 'STEPS'"):
         run_course(overrides={"STEP": 1}, folder=folder)
 
 
@@ -126,7 +130,7 @@ def test_the_course_runs_stops_at_a_failure_keeps_what_is_done_and_goes_on(folde
 
 def test_the_command_line_ends_with_1_and_one_paragraph(tmp_path):
     for words, message in [
-        (["--profile", "cpuu"], "There is no profile 'cpuu'; did you mean cpu?"),
+        (["--profile", "cpuu"], "There is no profile 'cpuu'; did you mean 'cpu'?"),
         (["--set", "SEDE=1"], "--set SEDE: none of the chosen notebooks declares it"),
         (["--set", "SEED"], "write NAME=VALUE"),
     ]:
@@ -146,7 +150,7 @@ def test_a_run_folder_that_cannot_be_written_ends_the_course_with_its_name(folde
     blocked.write_text("")
     monkeypatch.setenv("RUNS_DIR", str(blocked))
     monkeypatch.setattr(runner, "find_notebooks", lambda *_: [folder / "00_a.ipynb"])
-    assert runner.main([]) == 1
+    assert command.main([]) == 1
 
 
 def test_stamping_brings_outputs_home_and_a_change_makes_the_stamp_stale(folder, private_runs):

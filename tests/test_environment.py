@@ -11,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lib.course.runner import NOTEBOOKS, code_cells, find_notebooks
+from lib.course.notebooks import NOTEBOOKS, code_cells, find_notebooks
 from lib.runs import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -8,7 +8,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from lib.course.runner import NOTEBOOKS, find_notebooks, run_course
+from lib.course.notebooks import NOTEBOOKS, find_notebooks
+from lib.course.runner import run_course
 
 
 @pytest.mark.slow

@@ -9,14 +9,9 @@ import nbformat
 import pytest
 import yaml
 
-from lib.course.runner import (
-    NOTEBOOKS,
-    code_cells,
-    code_hash,
-    find_notebooks,
-    read_parameters,
-    resolve_parameters,
-)
+from lib.course.declared import read_parameters
+from lib.course.notebooks import NOTEBOOKS, code_cells, code_hash, find_notebooks
+from lib.course.profiles import resolve_parameters
 from lib.runs import ROOT
 
 HEADINGS = [

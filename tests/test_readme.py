@@ -7,7 +7,7 @@ import re
 import nbformat
 import pytest
 
-from lib.course.runner import find_notebooks
+from lib.course.notebooks import find_notebooks
 from lib.runs import ROOT
 
 TEXT = (ROOT / "README.md").read_text()

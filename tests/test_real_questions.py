@@ -13,7 +13,9 @@ from transformers import (
     DebertaV2ForSequenceClassification,
 )
 
-from lib.course.runner import read_parameters, resolve_parameters, run_course
+from lib.course.declared import read_parameters
+from lib.course.profiles import resolve_parameters
+from lib.course.runner import run_course
 from lib.runs import ROOT
 
 SIZES = {

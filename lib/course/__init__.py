@@ -1,4 +1,8 @@
 """The course itself: run the notebooks, check their parameters, stamp their outputs.
 
-No torch and no dial here: the runner must start at once, and say what is wrong before anything loads.
+A notebook's set-up cell opens its run with `course.start(...)`; `python -m lib.course` runs them all.
 """
+
+from lib.course.start import start
+
+__all__ = ["start"]

@@ -2,7 +2,7 @@
 
 import sys
 
-from lib.course.runner import main
+from lib.course.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

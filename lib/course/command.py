@@ -1,0 +1,92 @@
+"""The command line of the course: `python -m lib.course --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib.course.declared import read_parameters
+from lib.course.notebooks import CourseError, choose, find_notebooks
+from lib.course.profiles import DEFAULT_PROFILE, assignment
+from lib.course.runner import run_course, table
+from lib.course.stamp import stamp
+from lib.runs import RunFolderError
+
+_FLAGS = {
+    "--dry-run": "small sizes, a random model and local rows in place of the profile's: does it run?",
+    "--again": "repeat notebooks that were finished before",
+    "--list": "list notebooks and parameters, run nothing",
+    "--stamp": "put the outputs of the last cpu run into notebooks/",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the words of the command line ask for; the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        chosen = choose(find_notebooks(), options.only, options.start)
+        if options.list:
+            print(_listing(chosen))
+        elif options.stamp:
+            for path in chosen:
+                stamp(path)
+                print(f"{path.stem}  stamped")
+        else:
+            return _run(options)
+    except (CourseError, RunFolderError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; notebooks that were finished are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.course", description="Run the notebooks of the course."
+    )
+    profile = "cpu (the notebooks' own values) or one of notebooks/profiles/"
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help=profile)
+    chosen = "these notebooks, by name or number"
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=chosen)
+    parser.add_argument("--from", dest="start", metavar="NAME", help="this notebook and those after it")
+    given = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
+    parser.add_argument("--set", **given, help="override a parameter")  # type: ignore[arg-type]
+    jobs = "notebooks to run at a time; 2 where no GPU is shared and none needs another's results, else 1"
+    parser.add_argument("--jobs", type=int, metavar="N", help=jobs)
+    for flag, help in _FLAGS.items():
+        parser.add_argument(flag, action="store_true", help=help)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    outcomes = run_course(
+        profile=options.profile,
+        only=options.only,
+        start=options.start,
+        overrides=dict(assignment(text) for text in options.set),
+        dry_run=options.dry_run,
+        again=options.again,
+        jobs=options.jobs if options.jobs is not None else _default_jobs(options),
+    )
+    print(f"\n{table(outcomes)}")
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+def _default_jobs(options: argparse.Namespace) -> int:
+    """Two at a time on processors: a notebook takes one thread. At other profiles they need one another."""
+    alone = options.profile not in (DEFAULT_PROFILE, "smoke") and not options.dry_run
+    return 1 if alone else min(2, os.cpu_count() or 1)
+
+
+def _listing(notebooks: Sequence[Path]) -> str:
+    lines = []
+    for path in notebooks:
+        lines.append(path.stem)
+        for p in read_parameters(path):
+            lines += [f"    {p.name} = {p.default!r}  # {p.help}", f"        {p.allowed}"]
+    return "\n".join(lines)

@@ -1,0 +1,141 @@
+"""What a notebook declares in its parameters cell, and what is wrong with values for it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from lib.checked import allowed, faults
+from lib.course import rules
+from lib.course.notebooks import CourseError, code_cells
+
+_COMMENT = re.compile(r"(?:\[([^\]]*)\] *)?(.*)")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of the parameters cell: `NAME: type = default  # [rule, relation, ...] help`."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    rule: str = ""
+    relations: tuple[str, ...] = ()
+
+    @property
+    def annotation(self) -> Any:
+        """The rule as an annotation, for lib.checked."""
+        return rules.annotation(self.type, self.rule)
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words."""
+        return ", ".join([allowed(self.annotation), *self.relations])
+
+    @property
+    def names_a_place(self) -> bool:
+        """Whether its value can be the path of a folder or a file."""
+        return self.type == "str" and bool(rules.places(self.rule))
+
+
+def read_parameters(path: Path) -> list[Parameter]:
+    """The parameters a notebook declares; raises CourseError for a cell that is not plain declarations."""
+    notebook = nbformat.read(path, as_version=4)
+    tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise CourseError(f"{path.name}: expected one cell tagged 'parameters', found {len(tagged)}.")
+    lines = tagged[0].source.splitlines()
+    parameters = [
+        _parameter(node, lines[(node.end_lineno or node.lineno) - 1], path.name)
+        for node in ast.parse(tagged[0].source).body
+    ]
+    _check_used(path, notebook, tagged[0], [parameter.name for parameter in parameters])
+    return parameters
+
+
+def _parameter(node: ast.stmt, line: str, notebook: str) -> Parameter:
+    where = f"{notebook}, parameters cell, line {node.lineno}"
+    if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
+        raise CourseError(f"{where}: write `NAME: type = literal  # [what it may be] meaning`, nothing else.")
+    name = node.target.id
+    try:
+        default = ast.literal_eval(node.value)
+    except ValueError:
+        raise CourseError(f"{where}: {name} must be a literal; derive values in a later cell.") from None
+    rule, help = _COMMENT.fullmatch(line.partition("#")[2].strip()).groups()  # type: ignore[union-attr]
+    first, *relations = [part.strip() for part in (rule or "").split(",")]
+    parameter = Parameter(name, ast.unparse(node.annotation), default, help, first, tuple(relations))
+    try:
+        _ = parameter.annotation
+    except (KeyError, ValueError) as error:
+        raise CourseError(f"{where}: {name} has no rule that lib.course.rules knows ({error}).") from None
+    return parameter
+
+
+def _check_used(
+    path: Path, notebook: nbformat.NotebookNode, tagged: nbformat.NotebookNode, names: Sequence[str]
+) -> None:
+    """A parameter that no later cell reads, or that one overwrites, would be ignored in silence: an error."""
+    read: set[str] = set()
+    for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type != "code" or cell is tagged:
+            continue
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Name) and node.id in names:
+                if not isinstance(node.ctx, ast.Load):
+                    raise CourseError(
+                        f"{path.name}, cell {number}: the parameter {node.id} is overwritten, so a value set "
+                        "from outside would be lost. Use another name for the derived value."
+                    )
+                read.add(node.id)
+    if unused := [name for name in names if name not in read]:
+        raise CourseError(
+            f"{path.name}: no cell uses the parameter {', '.join(unused)}. Use it or remove it."
+        )
+
+
+def value_faults(
+    parameters: Sequence[Parameter], values: Mapping[str, Any], origin: Mapping[str, str]
+) -> Iterator[str]:
+    """What is wrong with a notebook's values by their own words: types, choices, ranges, relations.
+
+    `origin` says where each value was written, for the message.
+    """
+    sound: set[str] = set()
+    for parameter in parameters:
+        where = f"{origin[parameter.name]}: {parameter.name}"
+        found = list(faults(where, parameter.annotation, values[parameter.name]))
+        for fault in found:
+            yield fault + _advice(parameter, values[parameter.name])
+        if not found:
+            sound.add(parameter.name)
+    if sound == set(values):
+        for parameter in parameters:
+            broken = (rules.dependency_fault(word, parameter.name, values) for word in parameter.relations)
+            yield from (f"{origin[parameter.name]}: {fault}" for fault in broken if fault)
+
+
+def _advice(parameter: Parameter, value: Any) -> str:
+    number = parameter.type == "float" and isinstance(value, str) and re.fullmatch(r"-?\d+e-?\d+", value)
+    return ". YAML reads 1e-5 as text; write 1.0e-5" if number else ""
+
+
+def missing_places(
+    parameters: Sequence[Parameter], values: Mapping[str, Any], origin: Mapping[str, str], made: Sequence[str]
+) -> Iterator[str]:
+    """Folders and files that values name and that are not there; `made` are folders that are made before."""
+    for parameter in parameters:
+        value = values[parameter.name]
+        if not parameter.names_a_place or not isinstance(value, str) or not value:
+            continue
+        promised = any(value.startswith(f"{folder}/") for folder in made)
+        fault = None if promised else rules.missing_place(parameter.rule, value)
+        if fault:
+            yield f"{origin[parameter.name]}: {parameter.name} takes {parameter.allowed}, got {fault}"

@@ -1,0 +1,72 @@
+"""Execute one notebook with papermill in a process of its own, and say where it failed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+
+from lib.course.notebooks import clock, own_cells
+
+_running: dict[str, str] = {}  # notebook: how far it is
+
+
+def papermill(
+    path: Path, output: Path, expected: float | None, stop: threading.Event
+) -> tuple[int, float, float]:
+    """Run papermill with the parameters beside `output` until `stop`: exit code, seconds, peak MB."""
+    words = [str(path), str(output), "-f", str(output.parent / "parameters.yaml"), "-k", "python3"]
+    words += ["--cwd", str(path.parent), "--no-progress-bar", "--log-level", "ERROR"]
+    begun = time.monotonic()
+    with (output.parent / "papermill.log").open("w") as log:
+        child = subprocess.Popen([sys.executable, "-m", "papermill", *words], stdout=log, stderr=log)
+        while True:
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                break
+            if stop.is_set():
+                child.terminate()
+            _live(path.stem, time.monotonic() - begun, expected)
+            time.sleep(0.5)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    _live_end(path.stem)
+    peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return child.returncode, time.monotonic() - begun, peak
+
+
+def explain_failure(path: Path, output: Path, code: int) -> str:
+    """Say which cell failed, with its first line and the last lines of the error."""
+    if output.exists():
+        executed = nbformat.read(output, as_version=4)
+        for number, cell in enumerate(own_cells(executed), start=1):
+            for shown in cell.get("outputs", []):
+                if shown.output_type == "error":
+                    first = cell.source.strip().splitlines()[0]
+                    return (
+                        f"{path.stem}  FAILED in cell {number} ({first}):\n"
+                        f"    {shown.ename}: {shown.evalue}\n"
+                        f"The executed notebook, with the traceback, is {output}. What was finished is kept; "
+                        f"mend the cause and run the same command again."
+                    )
+    log = (output.parent / "papermill.log").read_text(encoding="utf-8")
+    tail = "\n    ".join(log.strip().splitlines()[-5:])
+    return f"{path.stem}  FAILED before or outside a cell (papermill ended with code {code}):\n    {tail}"
+
+
+def _live(name: str, elapsed: float, expected: float | None) -> None:
+    """The one line that moves while notebooks run; only where somebody watches."""
+    if sys.stdout.isatty():
+        left = f"about {clock(max(0.0, expected - elapsed))} left" if expected else "no estimate yet"
+        _running[name] = f"{name}  {clock(elapsed)} elapsed, {left}"
+        print(f"\r\033[K{'   '.join(list(_running.values()))}", end="", flush=True)
+
+
+def _live_end(name: str) -> None:
+    _running.pop(name, None)
+    if sys.stdout.isatty():
+        print("\r\033[K", end="", flush=True)

@@ -1,0 +1,138 @@
+"""The values that a profile and `--set` give to a notebook, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lib.checked import close
+from lib.course.declared import Parameter, missing_places, read_parameters, value_faults
+from lib.course.notebooks import CourseError
+from lib.runs import located
+
+DEFAULT_PROFILE = "cpu"  # the values written in the notebooks themselves
+DRY_RUN = "dry_run"
+
+
+@dataclass
+class Plan:
+    """What a notebook is to run with: `given` from outside, `values` with defaults; or why it is left out."""
+
+    path: Path
+    place: str  # the profile's folder in runs/
+    parameters: Sequence[Parameter]
+    given: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    left_out: str | None = None
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {p.name: self.given.get(p.name, p.default) for p in self.parameters}
+
+    def named_paths(self) -> list[str]:
+        """The folders and files, models included, that the values name."""
+        named = [self.values[parameter.name] for parameter in self.parameters if parameter.names_a_place]
+        return [name for name in named if name and located(name).exists()]
+
+    def give(self, values: Mapping[str, Any], where: str) -> None:
+        """Take values over; a name that is not declared, or that is not given so, is a fault."""
+        declared = [parameter.name for parameter in self.parameters]
+        for name, value in values.items():
+            if name not in declared:
+                self.faults.append(
+                    f"{where}: {name} is not a parameter of this notebook{close(name, declared)}. "
+                    f"It declares {', '.join(declared)}."
+                )
+            elif name == "PROFILE":
+                self.faults.append(f"{where}: PROFILE is chosen with --profile, not here.")
+            else:
+                self.given[name], self.origin[name] = value, where
+
+    def check(self, made: Sequence[str] | None = None) -> Iterator[str]:
+        """All faults; with `made`, folders that will be there, also what its values name and is not there."""
+        yield from self.faults
+        if self.left_out is None:
+            origin = {name: self.origin.get(name, self.path.name) for name in self.values}
+            yield from value_faults(self.parameters, self.values, origin)
+            if made is not None:
+                yield from missing_places(self.parameters, self.values, origin, made)
+
+
+def plan(path: Path, profile: str, overrides: Mapping[str, Any], *, dry_run: bool = False) -> Plan:
+    """A notebook's values: the profile's file, over it the file of `dry_run` in a dry run, then `--set`."""
+    place = f"{profile}_{DRY_RUN}" if dry_run else profile
+    made = Plan(path, place, read_parameters(path))
+    for layer in [*([profile] if profile != DEFAULT_PROFILE else []), *([DRY_RUN] if dry_run else [])]:
+        file = _folder(path.parent / "profiles", layer) / f"{path.stem}.yaml"
+        if not file.exists():
+            made.left_out = f"not in profile {profile}" if layer == profile else "has no dry-run file"
+            return made
+        made.give(_read_profile(file), f"{path.name}, profile file {layer}/{file.name}")
+    declared = {parameter.name for parameter in made.parameters}
+    for name, value in overrides.items():
+        if name in declared:
+            made.give({name: value}, f"{path.name}, --set {name}")
+    if "PROFILE" in declared:
+        made.given["PROFILE"] = place
+    return made
+
+
+def resolve_parameters(
+    path: Path, profile: str, overrides: Mapping[str, Any], *, dry_run: bool = False
+) -> dict[str, Any] | None:
+    """The values a profile and `--set` give to a notebook; None where the profile leaves it out."""
+    made = plan(path, profile, overrides, dry_run=dry_run)
+    raise_together(made.check())
+    return None if made.left_out else made.given
+
+
+def raise_together(faults: Iterator[str]) -> None:
+    """One error for all faults, a line each."""
+    if lines := list(faults):
+        raise CourseError("\n".join(lines))
+
+
+def _folder(profiles: Path, layer: str) -> Path:
+    known = sorted(place.name for place in profiles.glob("*") if place.is_dir())
+    if layer not in known:
+        known = [DEFAULT_PROFILE, *known]
+        raise CourseError(
+            f"There is no profile {layer!r}{close(layer, known)}. There are {', '.join(known)}."
+        )
+    return profiles / layer
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which a key stands once; of two the second would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            raise yaml.YAMLError(f"{twice[0]} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _read_profile(file: Path) -> dict[str, Any]:
+    try:
+        given = yaml.load(file.read_text(encoding="utf-8"), _Once) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CourseError(f"{file}: not valid YAML in UTF-8: {error}") from None
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise CourseError(f"{file}: expected lines like `NAME: value`.")
+    return given
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE` of the command line, the value read as in a profile file."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise CourseError(f"--set {text}: write NAME=VALUE.")
+    try:
+        return name, yaml.load(value, _Once)
+    except yaml.YAMLError as error:
+        raise CourseError(f"--set {text}: not valid YAML: {error}") from None

@@ -1,0 +1,142 @@
+"""What a parameter may be, as its comment says in brackets: `STEPS: int = 80  # [1..] updates`.
+
+    1..  0..1  >0..0.1       numbers from, from and to, above and to
+    full | lora | qlora      one of these; `empty` is ""
+    1.. | -1                 a number from 1, or -1
+    text  name  url          any text; a word that can name a folder; http(s)://...
+    folder  file             a path that is there
+    source                   dial, or a dataset of notebook 01
+    model                    a shipped checkpoint, a folder, random-qwen2, or a hub name like org/name@commit
+    real model               the same without the shipped ones
+
+What depends on other parameters follows after a comma: `needs TEACHER_URL` (useless without it),
+`divides PROMPTS * 8`, `multiple of 2`. In a list the rule holds for every element, and there is at least one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal
+
+from lib.checked import Range
+from lib.runs import ROOT, located
+
+# The names of lib.sources.SOURCES, which would import datasets; a test holds them equal.
+SOURCES = (
+    *("csqa", "openbookqa", "gsm8k", "math", "math500", "svamp", "aime2024", "aime2025", "bbh", "mmlu"),
+    *("aqua_rat", "deepscaler", "arm_sft", "adareasoner"),
+)
+RANDOM = ("random-qwen2", "random-qwen3")  # of lib.policies.random_models
+SHIPPED = tuple(sorted(path.parent.name for path in ROOT.glob("data/checkpoints/*/provenance.json")))
+TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict}
+
+_RANGE = re.compile(r"(>?)(-?[\d.e-]*?)\.\.(-?[\d.e-]*)")
+_NAME = re.compile(r"[A-Za-z0-9][\w.=+-]*")
+_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Text of some kind, for `Annotated`; `known` are words that a wrong one may have meant."""
+
+    says: str
+    holds: Callable[[str], bool]
+    known: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.says
+
+
+@dataclass(frozen=True)
+class AtLeastOne:
+    """A list that is not empty, for `Annotated`."""
+
+    def holds(self, value: list[Any]) -> bool:
+        return bool(value)
+
+    def __str__(self) -> str:
+        return "with at least one"
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name is meant as a folder: absolute, deep, or there."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or located(name).is_dir()
+
+
+def _is_model(name: str, shipped: tuple[str, ...]) -> bool:
+    return name in (*shipped, *RANDOM) or is_path(name) or bool(_HUB.fullmatch(name))
+
+
+_REAL = f"a folder, {', '.join(RANDOM)}, or a hub name like org/name@commit"
+KINDS = {
+    "text": Kind("that is not empty", bool),
+    "name": Kind("of letters, digits and _.=+-", lambda text: bool(_NAME.fullmatch(text))),
+    "url": Kind("like http://host:port/v1", lambda text: bool(re.fullmatch(r"https?://[^\s/]+\S*", text))),
+    "folder": Kind("that names a folder", bool),
+    "file": Kind("that names a file", bool),
+    "source": Kind(f"out of dial, {', '.join(SOURCES)}", {"dial", *SOURCES}.__contains__, ("dial", *SOURCES)),
+    "model": Kind(
+        f"that names a model: {', '.join(SHIPPED)}, {_REAL}",
+        lambda text: _is_model(text, SHIPPED),
+        (*SHIPPED, *RANDOM),
+    ),
+    "real model": Kind(f"that names a model: {_REAL}", lambda text: _is_model(text, ()), RANDOM),
+}
+
+
+def annotation(type_name: str, rule: str) -> Any:
+    """The annotation of a type and its rule: "int" and "1.." give Annotated[int, Range(1)]."""
+    if type_name.startswith("list["):
+        element = annotation(type_name[5:-1], rule)
+        return Annotated[list[element], AtLeastOne()]  # type: ignore[valid-type]
+    base = TYPES[type_name]
+    return reduce(or_, [_option(base, part.strip()) for part in rule.split("|")]) if rule else base
+
+
+def _option(base: Any, rule: str) -> Any:
+    if base is str:
+        kind = KINDS.get(rule)
+        return Annotated[str, kind] if kind else Literal["" if rule == "empty" else rule]
+    if found := _RANGE.fullmatch(rule):
+        above, low, high = found.groups()
+        ends = {"above" if above else "low": base(low) if low else None, "high": base(high) if high else None}
+        return Annotated[base, Range(**ends)]
+    return Literal[base(rule)]
+
+
+def dependency_fault(relation: str, name: str, values: Mapping[str, Any]) -> str | None:
+    """What is wrong between a parameter and those it depends on; see the head of this file."""
+    word, _, on = relation.partition(" ")
+    value = values[name]
+    if word == "needs":
+        useless = value not in ("", None) and values[on] in ("", "dial", ["dial"], None, False)
+        return f"{name}={value!r} is useless: it needs {on}, which is {values[on]!r}" if useless else None
+    if word == "divides":
+        whole = eval(on, {"__builtins__": {}}, dict(values))
+        return f"{name} must divide {on} = {whole:g}, got {value!r}" if whole % value else None
+    step = int(on.removeprefix("of "))
+    return f"{name} must be a multiple of {step}, got {value!r}" if value % step else None
+
+
+def places(rule: str) -> set[str]:
+    """The kinds of path that a rule allows."""
+    return {part.strip() for part in rule.split("|")} & {"folder", "file", "model", "real model"}
+
+
+def missing_place(rule: str, value: str) -> str | None:
+    """What is not there though the value names it: a folder, a file, the folder of a model."""
+    kinds, place = places(rule), located(value)
+    if "folder" in kinds and not place.is_dir():
+        return f"{value!r}: there is no such folder"
+    if "file" in kinds and not place.is_file():
+        return f"{value!r}: there is no such file"
+    if kinds & {"model", "real model"} and is_path(value):
+        if not place.is_dir():
+            return f"{value!r}: there is no such folder"
+        if not any((place / file).exists() for file in ("config.json", "adapter_config.json")):
+            return f"{value!r}: the folder holds no model (no config.json)"
+    return None

@@ -1,0 +1,85 @@
+"""Put the outputs of a finished run into the committed notebook, and say there what made them."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from lib.course.notebooks import CourseError, clock, code_hash, own_cells
+from lib.course.profiles import DEFAULT_PROFILE
+from lib.runs import ROOT, provenance, read_json, runs_folder, write_atomically
+
+_MEASURED = re.compile(r"(?<=\*\*Measured\*\*: ).*")
+
+
+def stamp(path: Path) -> None:
+    """Put the outputs of the last full cpu run into the committed notebook, and stamp what made them."""
+    notebook = nbformat.read(path, as_version=4)
+    target = runs_folder() / DEFAULT_PROFILE / path.stem
+    finished, output = target / "finished.json", target / path.name
+    if not finished.exists():
+        raise CourseError(
+            f"{path.stem}: no finished {DEFAULT_PROFILE} run to stamp; run `make course` first."
+        )
+    record = read_json(finished)
+    if record["code_sha256"] != code_hash(notebook) or record["parameters"] != {"PROFILE": DEFAULT_PROFILE}:
+        raise CourseError(f"{path.stem}: the last run had other code or parameters; run `make course` first.")
+    executed = list(own_cells(nbformat.read(output, as_version=4)))
+    count = 0
+    for cell, done in zip(notebook.cells, executed, strict=True):
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            cell.outputs = [_normalised(shown, count) for shown in done.outputs]
+            if "readme-figure" in cell.metadata.get("tags", []):
+                _export_figure(cell, path)
+        elif "card" in cell.metadata.get("tags", []):
+            cell.source = _MEASURED.sub(_measured(record), cell.source)
+    origin = provenance()
+    notebook.metadata.stamp = {
+        "code_sha256": record["code_sha256"],
+        "profile": DEFAULT_PROFILE,
+        "versions": origin["versions"],
+        "date": origin["date"],
+        "seconds": record["seconds"],
+        "peak_memory_mb": record["peak_memory_mb"],
+    }
+    write_atomically(path, nbformat.writes(notebook) + "\n")
+    _update_readme(path, record)
+
+
+def _update_readme(path: Path, record: Mapping[str, Any]) -> None:
+    """Write time and memory into the notebook's row of the README's table, where it has one."""
+    readme = path.parent.parent / "README.md"
+    if readme.exists():
+        row = re.compile(rf"(\| \[[^\]]*\]\(notebooks/{path.name}\) \|[^|\n]*\|)[^|\n]*\|[^|\n]*\|")
+        measured = rf"\1 {clock(record['seconds'])} | {record['peak_memory_mb']} MB |"
+        write_atomically(readme, row.sub(measured, readme.read_text(encoding="utf-8")))
+
+
+def _export_figure(cell: nbformat.NotebookNode, path: Path) -> None:
+    """Keep the figure of a cell as a file too, for the README."""
+    png = next(shown.data["image/png"] for shown in cell.outputs if "image/png" in shown.get("data", {}))
+    figure = ROOT / "data" / "figures" / f"{path.stem}.png"
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_bytes(base64.b64decode(png))
+
+
+def _measured(record: Mapping[str, Any]) -> str:
+    return (
+        f"{clock(record['seconds'])} minutes, {record['peak_memory_mb']} MB at most (cpu profile, two cores)"
+    )
+
+
+def _normalised(shown: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
+    """An output without what differs from run to run for no reason."""
+    shown = copy.deepcopy(shown)
+    if shown.output_type == "execute_result":
+        shown.execution_count = count
+    return shown
