@@ -1,20 +1,24 @@
 """Run folders: where a run keeps its configuration, metrics and checkpoint, and where they came from.
 
-    runs/<profile>/<notebook>/config.json  metrics.jsonl  metrics.json  checkpoint/
+    runs/<profile>/<notebook>[/<run name>]/config.json  metrics.jsonl  metrics.json  checkpoint/
 
-Every file is replaced in one step, so a reader never sees half of one, and a killed run resumes.
+Every file is replaced in one step, so a reader never sees half of one, and a killed run resumes. What was
+trained is kept with the settings that decide it: the same settings find it again, others train beside it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -92,31 +96,124 @@ class Run:
         write_json(self.folder / "metrics.json", metrics)
         return dict(metrics)
 
+    # -- what was trained, and with which settings
 
-def start_run(notebook: str, profile: str, config: Mapping[str, Any]) -> Run:
+    def claim(
+        self, settings: Mapping[str, Any], *, say: Callable[[str], None] | None = None
+    ) -> dict[str, Any] | None:
+        """Make checkpoint/ and metrics.jsonl those of `settings`: the facts of a finished training, or None.
+
+        `settings` holds all that decides the result, rows as a `digest`. What other settings left moves to
+        previous/<their hash>/, and comes back when they do; what differs is said. Of several processes the
+        first does that, and the others wait for it.
+        """
+        say, new = say or (lambda line: None), json.loads(json.dumps(dict(settings)))
+        while not is_first_process() and self._settings() != new:
+            time.sleep(0.1)
+        old = self._settings()
+        if old != new:
+            if self.checkpoint.exists():
+                kept = self._set_aside(old)
+                say(f"other settings than last time ({_differences(old, new)}); the last are kept in {kept}")
+            self._bring_back(new)
+        finished = self.checkpoint / "finished.json"
+        if not finished.exists():
+            return None
+        record = read_json(finished)
+        say(f"trained before, on {record['date']}, with these settings: {_shown(self.checkpoint)} is used")
+        return record["facts"]
+
+    def keep(self, facts: Mapping[str, Any]) -> None:
+        """Mark the training in checkpoint/ as finished; `claim` with the same settings gives `facts` back."""
+        write_json(self.checkpoint / "finished.json", provenance(facts=dict(facts)))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder against other processes; RunFolderError where one trains in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(
+                    f"Another process trains in {self.folder}: wait for it, or name this run (RUN_NAME)."
+                ) from None
+            yield
+
+    def _settings(self) -> dict[str, Any]:
+        path = self.checkpoint / "config.json"
+        return read_json(path) if path.exists() else {}
+
+    def _set_aside(self, old: Mapping[str, Any]) -> str:
+        """Move checkpoint and log away, to come back when their settings do; gives the place."""
+        place = self.folder / "previous" / (digest(old) if old else _now())
+        with _explained(place):
+            place.mkdir(parents=True, exist_ok=True)
+            for name in ("metrics.jsonl", "checkpoint"):
+                if (self.folder / name).exists():
+                    (self.folder / name).rename(place / name)
+        return _shown(place)
+
+    def _bring_back(self, settings: Mapping[str, Any]) -> None:
+        """What these settings left before, or an empty checkpoint folder that names them."""
+        place = self.folder / "previous" / digest(settings)
+        if place.exists():
+            for path in list(place.iterdir()):
+                path.rename(self.folder / path.name)
+            place.rmdir()
+        else:
+            write_json(self.checkpoint / "config.json", settings)
+
+
+def run_folder(notebook: str, profile: str, name: str = "") -> Path:
+    """Where a notebook keeps its run; `name` tells the runs of a sweep apart."""
+    folder = runs_folder() / profile / notebook / name
+    if not name:
+        return folder
+    if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name):
+        raise ValueError(f"RUN_NAME may hold letters, digits and _ . = + -, got {name!r}")
+    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
+        raise ValueError(f"RUN_NAME {name!r}: {_shown(folder)} holds something else; choose another name")
+    return folder
+
+
+def start_run(notebook: str, profile: str, config: Mapping[str, Any], name: str = "") -> Run:
     """Open the run folder of a notebook and write its config.json.
 
-    A folder with another configuration is not mixed with the new one: its old metrics and checkpoint
-    are set aside under `previous/`. With the same configuration the run can be resumed.
+    Where the configuration is another than last time, the old one and its results go to `previous/`.
+    Checkpoint and log belong to the settings of the training alone: see `Run.claim`.
     """
     _code_version()
-    folder = runs_folder() / profile / notebook
+    folder = run_folder(notebook, profile, name)
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "config.json"
         if path.exists() and read_json(path) != json.loads(json.dumps(dict(config))):
-            _set_aside(folder)
+            old = folder / "previous" / _now()
+            old.mkdir(parents=True)
+            for kept in ("config.json", "metrics.json"):
+                if (folder / kept).exists():
+                    (folder / kept).rename(old / kept)
     write_json(path, config)
     return Run(folder, config)
 
 
-def _set_aside(folder: Path) -> None:
-    """Move what another configuration left behind to previous/<time>/."""
-    old = folder / "previous" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    for name in ("config.json", "metrics.jsonl", "metrics.json", "checkpoint"):
-        if (folder / name).exists():
-            old.mkdir(parents=True, exist_ok=True)
-            (folder / name).rename(old / name)
+def digest(value: Any) -> str:
+    """A short hash of anything that JSON can hold, tensors too, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, default=lambda tensor: tensor.detach().cpu().tolist())
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What changed, in words: "learning_rate 0.001, was 0.01"."""
+    if not old:
+        return "which were not kept"
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {new.get(name)}, was {old.get(name)}" for name in names)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -217,6 +314,11 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone, or the first of those that were launched together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def peak_memory_mb() -> float:

@@ -388,3 +388,16 @@ def test_a_surface_says_what_does_not_fit():
         Surface(torch.tensor([[2.0]]), torch.tensor([0]))
     with pytest.raises(ValueError, match="contexts name row 3"):
         Surface(torch.tensor([[0.5]]), torch.tensor([3]))
+
+
+def test_another_configuration_does_not_resume_the_checkpoint_of_the_last(capsys):
+    run = start_run("t", "cpu", {})
+    make(run)[0].train()
+    changed, _ = make(run, learning_rate=0.1)
+    assert changed.step == 0 and "learning_rate 0.1, was" in capsys.readouterr().out
+    changed.train()
+    expected, _ = make(learning_rate=0.1)
+    expected.train()
+    assert torch.equal(weights(changed), weights(expected)) and changed.decisions == expected.decisions
+    again, _ = make(run)
+    assert again.step == 12, "the first one's checkpoint comes back with it"

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -47,9 +48,91 @@ def test_another_configuration_does_not_mix_with_the_old_one():
     old = start_run("00_x", "cpu", {"SEED": 1})
     old.log(1, {"loss": 1.0})
     assert start_run("00_x", "cpu", {"SEED": 1}).metrics() == old.metrics()  # the same one resumes
-    assert start_run("00_x", "cpu", {"SEED": 2}).metrics() == []
-    kept = list((old.folder / "previous").glob("*/metrics.jsonl"))
-    assert len(kept) == 1
+    old.finish({"accuracy": 0.5})
+    new = start_run("00_x", "cpu", {"SEED": 2})
+    assert not (new.folder / "metrics.json").exists()
+    assert len(list((old.folder / "previous").glob("*/metrics.json"))) == 1
+
+
+def test_a_run_name_tells_the_runs_of_a_sweep_apart(private_runs):
+    plain, first, second = (
+        start_run("00_x", "cpu", {"SEED": 1}, name) for name in ("", "lr=1e-4", "lr=2e-4")
+    )
+    assert first.folder == private_runs / "cpu" / "00_x" / "lr=1e-4"
+    first.log(1, {"loss": 1.0})
+    assert plain.metrics() == second.metrics() == []
+    assert start_run("00_x", "cpu", {"SEED": 1}, "lr=1e-4").metrics() == first.metrics()
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", ".hidden", "checkpoint", "two words"])
+def test_a_run_name_cannot_reach_another_folder(name):
+    run = start_run("00_x", "cpu", {})
+    write_atomically(run.checkpoint / "weights", "")
+    with pytest.raises(ValueError, match="RUN_NAME"):
+        start_run("00_x", "cpu", {}, name)
+
+
+# ---- what was trained -----------------------------------------------------------------------------
+
+
+def trained(run, settings, marker):
+    """Train as a trainer does: a log, a checkpoint, a result."""
+    assert run.claim(settings) is None
+    run.log(1, {"loss": marker})
+    write_atomically(run.checkpoint / "checkpoint-1" / "weights", str(marker))
+    run.keep({"marker": marker})
+
+
+def test_the_same_settings_find_what_was_trained(capsys):
+    run = start_run("00_x", "cpu", {})
+    trained(run, {"learning_rate": 0.1, "heads": ("a", "b")}, 1)
+    assert run.claim({"heads": ["a", "b"], "learning_rate": 0.1}, say=print) == {"marker": 1}
+    assert "trained before, on 20" in capsys.readouterr().out
+    assert json.loads((run.checkpoint / "config.json").read_text())["learning_rate"] == 0.1
+
+
+def test_other_settings_never_meet_the_checkpoints_of_the_last(capsys):
+    run = start_run("00_x", "cpu", {})
+    trained(run, {"learning_rate": 0.1, "rows": "abc"}, 1)
+    assert run.claim({"learning_rate": 0.2, "rows": "abc"}, say=print) is None
+    said = capsys.readouterr().out
+    assert "learning_rate 0.2, was 0.1" in said and "previous" in said and "rows" not in said
+    assert run.metrics() == [] and [p.name for p in run.checkpoint.iterdir()] == ["config.json"]
+    trained(run, {"learning_rate": 0.2, "rows": "abc"}, 2)
+    assert run.claim({"learning_rate": 0.1, "rows": "abc"}) == {"marker": 1}, "what was set aside comes back"
+    assert (run.checkpoint / "checkpoint-1" / "weights").read_text() == "1"
+    assert [row["loss"] for row in run.metrics()] == [1]
+    assert run.claim({"learning_rate": 0.2, "rows": "abc"}) == {"marker": 2}
+
+
+def test_a_checkpoint_that_does_not_say_its_settings_is_set_aside():
+    run = start_run("00_x", "cpu", {})
+    write_atomically(run.checkpoint / "checkpoint-1" / "weights", "of an older version")
+    assert run.claim({"learning_rate": 0.1}) is None
+    assert not (run.checkpoint / "checkpoint-1").exists()
+    assert len(list((run.folder / "previous").glob("*/checkpoint/checkpoint-1"))) == 1
+
+
+def test_two_processes_cannot_train_in_one_folder():
+    run = start_run("00_x", "cpu", {})
+    refused = pytest.raises(RunFolderError, match=r"Another process trains in .*RUN_NAME")
+    with run.alone(), refused, run.alone():
+        pass
+    with run.alone():
+        pass
+
+
+def test_the_other_processes_wait_for_the_first(monkeypatch):
+    run = start_run("00_x", "cpu", {})
+    main = threading.main_thread()
+    monkeypatch.setattr(runs, "is_first_process", lambda: threading.current_thread() is main)
+    waiting = threading.Thread(target=run.claim, args=({"seed": 1},))
+    waiting.start()
+    time.sleep(0.3)
+    assert waiting.is_alive() and not run.checkpoint.exists()
+    assert run.claim({"seed": 1}) is None
+    waiting.join(timeout=5)
+    assert not waiting.is_alive()
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):

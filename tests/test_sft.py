@@ -420,7 +420,7 @@ def test_an_interrupt_saves_and_the_same_call_goes_on(config):
     train_sft(config, ROWS, VALIDATION, run)
     assert losses(run) == pytest.approx(losses(straight), abs=1e-5)
     _, _, facts = train_sft(config, ROWS, VALIDATION, run)
-    assert facts["steps"] == config.max_steps and not facts["resumed"], "a finished run starts anew"
+    assert facts["steps"] == config.max_steps and facts["resumed"], "a finished run is not trained again"
     assert losses(run) == pytest.approx(losses(straight), abs=1e-5)
 
 

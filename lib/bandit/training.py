@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -35,7 +35,7 @@ from lib.bandit.learner import (
     released_loss,
 )
 from lib.checked import Range, check_fields
-from lib.runs import Run
+from lib.runs import Run, digest
 
 # ---- training ----------------------------------------------------------------------------------
 
@@ -90,7 +90,8 @@ class BanditTrainer:
     """Trains a policy on questions, given by their embeddings (N, D), with the rewards of an environment.
 
     Every decision is kept with its propensity. Given a run, it saves and resumes: all randomness comes from
-    the seed and the number of the update, so a resumed run is the same run.
+    the seed and the number of the update, so a resumed run is the same run. Another configuration, policy or
+    set of questions starts anew, and what the last one left is kept (`Run.claim`).
     """
 
     def __init__(
@@ -110,8 +111,11 @@ class BanditTrainer:
         self._kept: dict[int, deque[float]] = {}  # the last rewards of each question
         self.history: list[dict[str, float]] = []
         self.interrupted = False
-        if run is not None and (run.checkpoint / "policy.safetensors").exists():
-            self._load()
+        if run is not None:
+            start = {"policy": digest(dict(policy.state_dict())), "embeddings": digest(embeddings)}
+            run.claim(asdict(config) | start, say=print)
+            if (run.checkpoint / "policy.safetensors").exists():
+                self._load()
 
     def train(
         self, *, stop_at: int | None = None, say: Callable[[str], None] | None = None

@@ -8,17 +8,14 @@ and that style goes with difficulty, but not the response formats: SFT has those
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from lib.dial.oracle import oracle_format
 from lib.dial.responses import untagged_response
@@ -26,7 +23,9 @@ from lib.dial.tokenizer import dial_vocabulary, new_dial_model
 from lib.dial.world import MAX_DEPTH, TIERS, Question, sample_questions
 from lib.formats import ReasoningFormat
 from lib.methods.callbacks import RunCallback
-from lib.runs import Run
+from lib.methods.training import train_once
+from lib.policies.load import load_policy
+from lib.runs import Run, digest
 from lib.tasks import FRAME
 
 STYLE_WEIGHT = 0.25  # about the mean of 1 / sqrt(tokens) over the corpus
@@ -161,13 +160,13 @@ def pretrain(
 
     `model` starts from another model, `corpus` reads other (prompt, response) documents, in their order.
     `stop_at` ends early but keeps the schedule of the full run, so the first steps are the same steps.
-    Ctrl-C saves and raises KeyboardInterrupt; the same call then resumes.
+    Ctrl-C saves and raises KeyboardInterrupt; the same call then resumes. What was trained to the end with
+    the same settings is not trained again.
     """
-    folder = run.checkpoint
-    resume_from = get_last_checkpoint(str(folder)) if folder.exists() else None
-    run.rewind(int(Path(resume_from).name.rpartition("-")[2]) if resume_from else 0)
+    model = new_dial_model(seed=config.seed) if model is None else model
+    corpus = Corpus(config) if corpus is None else corpus
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(run.checkpoint),
         max_steps=config.steps,
         per_device_train_batch_size=config.documents_per_step,
         learning_rate=config.learning_rate,
@@ -197,27 +196,23 @@ def pretrain(
         counted += sum(map(len, prompts)) + sum(map(len, ended))
         return pack(list(zip(prompts, ended, strict=True)), config.row_length)
 
-    callback = RunCallback(run, say=say, stop_at=stop_at)
-    trainer = PretrainTrainer(
-        model=new_dial_model(seed=config.seed) if model is None else model,
-        args=arguments,
-        train_dataset=Corpus(config) if corpus is None else corpus,
-        data_collator=collate,
-        callbacks=[callback],
-    )
-    trainer.remove_callback(PrinterCallback)
-    begun = time.monotonic()
-    trainer.train(resume_from_checkpoint=resume_from)
-    if callback.interrupted:
-        raise KeyboardInterrupt(
-            f"saved at step {trainer.state.global_step}; the same call goes on from there"
+    def build() -> PretrainTrainer:
+        trainer = PretrainTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=corpus,
+            data_collator=collate,
+            processing_class=tokenizer,
+            callbacks=[callback],
         )
-    facts = {
-        "config": asdict(config),
-        "steps": trainer.state.global_step,
-        "tokens": counted,
-        "seconds": round(time.monotonic() - begun, 1),
-        "threads": torch.get_num_threads(),
-        "resumed": resume_from is not None,
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    settings = asdict(config) | {
+        "start": digest(dict(model.state_dict())),
+        "corpus": digest([corpus[index] for index in range(0, len(corpus), max(1, len(corpus) // 100))]),
     }
-    return trainer.model.eval(), facts
+    callback = RunCallback(run, say=say, stop_at=stop_at)
+    trainer, facts = train_once(run, settings, build, callback, lambda trainer: {"tokens": counted})
+    model = trainer.model.eval() if trainer else load_policy(run.checkpoint / "result")[0]
+    return model, {"config": asdict(config)} | facts

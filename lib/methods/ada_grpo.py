@@ -26,15 +26,14 @@ from lib.methods.grpo import KL, group_relative_advantages, kl_estimate
 from lib.methods.rewards import accuracy_reward
 from lib.methods.training import (
     accumulation_steps,
-    no_noise,
     prepare,
-    run_training,
     shared_arguments,
+    train_once,
     trained_dtype,
 )
 from lib.policies.adapters import add_lora, merge_adapter
-from lib.policies.load import load_policy
-from lib.runs import Run
+from lib.policies.load import fingerprint, load_policy
+from lib.runs import Run, digest
 from lib.verify import Rules
 
 Formats = Sequence[Sequence[ReasoningFormat | str | None]]
@@ -404,14 +403,17 @@ def train_ada_grpo(
     """Train, or go on where the run folder stopped: the model, its tokenizer, and what it took.
 
     `stop_at` ends early on the schedule of the full run. Ctrl-C saves and raises KeyboardInterrupt; the same
-    call then resumes.
+    call then resumes. What was trained to the end before is loaded.
     """
     callback = RunCallback(run, say=say, stop_at=stop_at, shown=SHOWN)
-    with no_noise():
-        trainer = make_trainer(config, rows, run.checkpoint, callback=callback)
-        facts = run_training(trainer, run, callback)
+    settings = asdict(config) | {"weights": fingerprint(config.base), "rows": digest(list(rows))}
+    trainer, facts = train_once(
+        run, settings, lambda: make_trainer(config, rows, run.checkpoint, callback=callback), callback
+    )
     facts = {"config": asdict(config)} | facts | {"questions": len(rows)}
-    return trainer.model.eval(), trainer.processing_class, facts
+    if trainer:
+        return trainer.model.eval(), trainer.processing_class, facts
+    return *trained_policy(config, run.folder), facts
 
 
 def train(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,21 +15,20 @@ from typing import Any, Literal
 import torch
 import trl
 from datasets import Dataset
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lib.methods.callbacks import RunCallback
 from lib.methods.training import (
     accumulation_steps,
-    no_noise,
+    load_result,
     prepare,
-    run_training,
     shared_arguments,
+    train_once,
     trained_dtype,
 )
 from lib.policies.adapters import add_lora
-from lib.policies.load import load_policy
-from lib.runs import Run
+from lib.policies.load import fingerprint, load_policy
+from lib.runs import Run, digest
 from lib.thinking import ModeTokens, is_solution_right
 
 Variant = Literal["geometric_mean", "sequence", "token", "unadjusted"]
@@ -529,16 +528,24 @@ def train_adaptthink(
     """Train, or go on where the run folder stopped: the model, its tokenizer, and what it took.
 
     The result is saved to `run.checkpoint / "result"`. `stop_at` ends early on the schedule of the full run.
-    Ctrl-C saves and raises KeyboardInterrupt; the same call then resumes. After a run that came to its end,
-    the same call starts anew.
+    Ctrl-C saves and raises KeyboardInterrupt; the same call then resumes. What was trained to the end before
+    is loaded.
     """
     shown = SHOWN_FORCED if config.method == "adaptthink" else SHOWN
     callback = RunCallback(run, say=say, stop_at=stop_at, shown=shown)
-    with no_noise():
-        trainer = make_trainer(config, rows, validation_rows, run, callback=callback)
-        facts = run_training(trainer, run, callback)
+    settings = asdict(config) | {
+        "weights": fingerprint(config.base),
+        "rows": digest(list(rows)),
+        "validation_rows": digest(list(validation_rows)),
+    }
+    trainer, facts = train_once(
+        run, settings, lambda: make_trainer(config, rows, validation_rows, run, callback=callback), callback
+    )
     facts = {"config": asdict(config)} | facts | {"questions": len(rows)}
-    return trainer.model.eval(), trainer.processing_class, facts
+    if trainer:
+        return trainer.model.eval(), trainer.processing_class, facts
+    dtype = trained_dtype(config.precision, full=not config.lora_rank)
+    return *load_result(run, config.base, quantised=config.quantised, dtype=dtype), facts
 
 
 def train(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -553,8 +560,6 @@ def train(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_trained(config: AdaptThinkConfig, run: Run) -> PreTrainedModel:
     """The model that a run trained; an adapter is put on its base."""
-    result, dtype = run.checkpoint / "result", getattr(torch, config.precision)
-    if not config.lora_rank:
-        return load_policy(result, dtype=dtype)[0]
-    base, _ = load_policy(config.base, quantised=config.quantised, dtype=dtype)
-    return PeftModel.from_pretrained(base, str(result)).eval()
+    return load_result(run, config.base, quantised=config.quantised, dtype=getattr(torch, config.precision))[
+        0
+    ]

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType, MappingProxyType
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lib.runs import Run
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's end, a closed terminal
+
+
+class NothingLeftError(Exception):
+    """The checkpoint that was loaded is the last one: nothing is left to train."""
+
 
 class RunCallback(TrainerCallback):
-    """Logs to the run folder, says a line now and then, stops early if asked, and saves on Ctrl-C.
+    """Logs to the run folder, says a line now and then, stops early if asked, and saves when it is to end.
 
-    After Ctrl-C the step in progress is finished and a checkpoint is written; `interrupted` is then True
-    and the same call resumes from there. One of several processes that heard it stops them all.
+    After Ctrl-C, SIGTERM or SIGHUP the step in progress is finished and a checkpoint is written; `stopped_by`
+    is then the signal, and the same call resumes from there. One process that heard it stops them all.
     """
 
     def __init__(
@@ -32,30 +40,38 @@ class RunCallback(TrainerCallback):
         ),  # label: name of the metric in the logs
     ):
         self.run, self.say, self.lines, self.stop_at, self.shown = run, say, lines, stop_at, shown
-        self.interrupted = False
+        self.stopped_by = 0
         self._begun = time.monotonic()
-        self._old_handler = None
+        self._old_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if state.global_step >= self.last(state):
+            raise NothingLeftError
         self._begun = time.monotonic()
-        try:
-            self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
-        except ValueError:  # not in the main thread: Ctrl-C then ends the process as usual
-            self._old_handler = None
+        if threading.current_thread() is threading.main_thread():  # signals reach no other
+            self._old_handlers = {number: signal.signal(number, self._stop) for number in STOPPING}
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self._old_handler is not None:
-            signal.signal(signal.SIGINT, self._old_handler)
+        self.restore_signals()
+
+    def restore_signals(self) -> None:
+        """Give the signals back to whom they belonged before training."""
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if args.world_size > 1:  # the signal reaches processes at different steps, and saving needs them all
-            heard = torch.tensor(self.interrupted, dtype=torch.int32, device=args.device)
+            heard = torch.tensor(self.stopped_by, dtype=torch.int32, device=args.device)
             torch.distributed.all_reduce(heard, op=torch.distributed.ReduceOp.MAX)
-            self.interrupted = bool(heard)
-        if self.interrupted:
+            self.stopped_by = int(heard)
+        if self.stopped_by:
             control.should_save = control.should_training_stop = True
-        if self.stop_at is not None and state.global_step >= self.stop_at:
+        if state.global_step >= self.last(state):
             control.should_log = control.should_training_stop = True
+
+    def last(self, state: TrainerState) -> int:
+        """The step after which to stop."""
+        return min(self.stop_at or state.max_steps, state.max_steps)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs
@@ -65,7 +81,7 @@ class RunCallback(TrainerCallback):
         seconds = time.monotonic() - self._begun
         if self.run is not None:
             self.run.log(state.global_step, logs | {"seconds": round(seconds, 2)})
-        last = min(self.stop_at or state.max_steps, state.max_steps)
+        last = self.last(state)
         every = max(1, last // self.lines // args.logging_steps) * args.logging_steps
         due = "loss" in logs and (state.global_step % every == 0 or state.global_step >= last)
         if self.say is not None and due:
@@ -74,5 +90,5 @@ class RunCallback(TrainerCallback):
             )
             self.say(f"step {state.global_step:>5} of {last}   {found}   {seconds:4.0f} s")
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.interrupted = True
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped_by = number

@@ -24,16 +24,16 @@ from lib.methods.callbacks import RunCallback
 from lib.methods.training import (
     accumulation_steps,
     device_memory_mb,
-    no_noise,
+    load_result,
     prepare,
-    run_training,
     shared_arguments,
+    train_once,
     trained_dtype,
 )
 from lib.policies.adapters import add_lora, start_embeddings
-from lib.policies.load import load_policy
+from lib.policies.load import fingerprint, load_policy
 from lib.policies.memory import memory_mb, trained_parameters
-from lib.runs import Run
+from lib.runs import Run, digest
 from lib.sources.files import RowError, file_rows
 
 IGNORED = -100  # the label of a token without loss
@@ -357,28 +357,40 @@ def train_sft(
 
     The result is saved to `run.checkpoint / "result"`: an adapter for `peft`, or the whole model. `stop_at`
     ends early on the schedule of the full run. Ctrl-C saves and raises KeyboardInterrupt; the same call
-    then resumes. After a run that came to its end, the same call starts anew.
+    then resumes. What was trained to the end before is loaded.
     """
     callback = RunCallback(run, say=say, stop_at=stop_at)
-    with no_noise():
+
+    def build() -> SFTTrainer:
         trainer = make_trainer(config, rows, validation_rows, run, callback=callback)
-        tokenizer = trainer.processing_class
-        faults = masking_faults(next(iter(trainer.get_train_dataloader())), tokenizer.eos_token_id)
-        if faults:
+        first = next(iter(trainer.get_train_dataloader()))
+        if faults := masking_faults(first, trainer.processing_class.eos_token_id):
             raise ValueError("The first batch would teach the wrong thing: " + "; ".join(faults))
-        facts = run_training(trainer, run, callback)
-    logged = [row["tokens_per_second"] for row in run.metrics() if "tokens_per_second" in row]
-    facts = {"config": asdict(config)} | facts
-    facts |= {
-        "rows": len(rows),
-        "too_long": len(rows) - len(trainer.train_dataset) if not config.packing else None,
-        "best_step": trainer.state.best_global_step,
-        "perplexity": trainer.state.best_metric,
-        "tokens_per_second": round(statistics.median(logged)),
-        "model_mb": round(memory_mb(trainer.model), 2),
-        "trained_parameters": trained_parameters(trainer.model),
+        return trainer
+
+    def describe(trainer: SFTTrainer) -> dict[str, Any]:
+        logged = [row["tokens_per_second"] for row in run.metrics() if "tokens_per_second" in row]
+        return {
+            "rows": len(rows),
+            "too_long": len(rows) - len(trainer.train_dataset) if not config.packing else None,
+            "best_step": trainer.state.best_global_step,
+            "perplexity": trainer.state.best_metric,
+            "tokens_per_second": round(statistics.median(logged)),
+            "model_mb": round(memory_mb(trainer.model), 2),
+            "trained_parameters": trained_parameters(trainer.model),
+        }
+
+    settings = asdict(config) | {
+        "weights": fingerprint(config.base),
+        "rows": digest(list(rows)),
+        "validation_rows": digest(list(validation_rows)),
     }
-    return trainer.model.eval(), tokenizer, facts
+    trainer, facts = train_once(run, settings, build, callback, describe)
+    facts = {"config": asdict(config)} | facts
+    if trainer:
+        return trainer.model.eval(), trainer.processing_class, facts
+    quantised = config.method == "qlora"
+    return *load_result(run, config.base, quantised=quantised, dtype=config.dtype), facts
 
 
 def train(config: Mapping[str, Any]) -> dict[str, Any]:

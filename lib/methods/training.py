@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import signal
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from transformers import PrinterCallback, Trainer
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
 
-from lib.methods.callbacks import RunCallback
-from lib.policies.load import quiet
-from lib.runs import Run, peak_memory_mb
+from lib.methods.callbacks import NothingLeftError, RunCallback
+from lib.policies.load import load_policy, quiet
+from lib.runs import Run, is_first_process, peak_memory_mb
 
 
 def shared_arguments(folder: Path, *, seed: int, precision: str) -> dict[str, Any]:
@@ -55,27 +57,59 @@ def prepare(trainer: Trainer, precision: str) -> None:
                 parameter.data = parameter.data.float()
 
 
+def train_once(
+    run: Run,
+    settings: Mapping[str, Any],
+    build: Callable[[], Trainer],
+    callback: RunCallback,
+    describe: Callable[[Trainer], Mapping[str, Any]] = lambda trainer: {},
+) -> tuple[Trainer | None, dict[str, Any]]:
+    """Train what `build` makes, or go on where these settings left it: the trainer, and what it took.
+
+    `settings` holds all that decides the result (see `Run.claim`). Where they have been trained to the end
+    before, nothing is built: the trainer is None, and the facts are those of then. The result lies in
+    `run.checkpoint / "result"`. `describe` adds facts.
+    """
+    first = is_first_process()
+    with run.alone() if first else nullcontext(), no_noise():
+        facts = run.claim(settings, say=callback.say if first else None)
+        if facts is not None:
+            return None, facts
+        trainer = build()
+        facts = run_training(trainer, run, callback)
+        facts |= describe(trainer)
+        if first and trainer.state.global_step == trainer.state.max_steps:
+            run.keep(facts)
+    return trainer, facts
+
+
 def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> dict[str, Any]:
     """Train, or go on where `run.checkpoint` was left; returns what it took.
 
-    At the last step the result is saved to `run.checkpoint / "result"`; the next call then starts anew.
-    Raises KeyboardInterrupt after Ctrl-C, when all is saved.
+    At the last step the result is saved to `run.checkpoint / "result"`. After Ctrl-C all is saved and
+    KeyboardInterrupt raised; SIGTERM and SIGHUP end the process then.
     """
-    result, first = run.checkpoint / "result", trainer.is_world_process_zero()
-    if first and result.exists():
-        shutil.rmtree(run.checkpoint)
-    trainer.accelerator.wait_for_everyone()
     resume_from = last_checkpoint(run.checkpoint)
-    if first:
+    if trainer.is_world_process_zero():
         run.rewind(int(resume_from.name.rpartition("-")[2]) if resume_from else -1)
+    if resume_from:
+        trainer.args.eval_on_start = False  # that was done, and is logged
     begun = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    if callback.interrupted:
-        raise KeyboardInterrupt(
-            f"saved at step {trainer.state.global_step}; the same call goes on from there"
-        )
+    try:
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    except NothingLeftError:
+        if trainer.state.best_model_checkpoint and trainer.args.load_best_model_at_end:
+            trainer._load_best_model()
+    finally:
+        callback.restore_signals()
+    if callback.stopped_by:
+        saved = f"saved at step {trainer.state.global_step}; the same call goes on from there"
+        if callback.stopped_by != signal.SIGINT:
+            print(saved, flush=True)
+            signal.raise_signal(callback.stopped_by)
+        raise KeyboardInterrupt(saved)
     if trainer.state.global_step == trainer.state.max_steps:
-        trainer.save_model(str(result))
+        trainer.save_model(str(run.checkpoint / "result"))
     return {
         "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - begun, 1),
@@ -88,8 +122,27 @@ def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> dict[str,
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that a kill did not cut short: its trainer state is written last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_whole(path)]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:
+        return False
+
+
+def load_result(
+    run: Run, base: str | Path, *, quantised: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer that a finished training left; an adapter is put on its base, not merged."""
+    result = run.checkpoint / "result"
+    if not (result / "adapter_config.json").exists():
+        return load_policy(result, dtype=dtype)
+    model, _ = load_policy(base, quantised=quantised, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(result, padding_side="left")
+    return PeftModel.from_pretrained(model, str(result)).eval(), tokenizer
 
 
 def trained_dtype(precision: str, *, full: bool) -> torch.dtype:

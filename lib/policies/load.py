@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from lib.policies.random_models import random_model
-from lib.runs import ROOT, CheckpointError, check_provenance, runs_folder
+from lib.runs import ROOT, CheckpointError, check_provenance, digest, read_json, runs_folder
 
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 
@@ -103,6 +103,17 @@ def _source(name_or_path: str | Path) -> str:
             f"There is no shipped checkpoint {str(name_or_path)!r}; data/checkpoints/ holds {known}."
         )
     return str(folder) if folder.is_dir() else str(name_or_path)
+
+
+def fingerprint(name_or_path: str | Path) -> str:
+    """What tells these weights from others at the same place: hashes if kept, else sizes and times."""
+    folder = Path(_source(name_or_path))
+    if not folder.is_dir():
+        return str(name_or_path)
+    if (folder / "provenance.json").exists():
+        return digest(read_json(folder / "provenance.json")["sha256"])
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
 
 
 @contextlib.contextmanager
