@@ -16,6 +16,12 @@ import struct
 import sys
 from _json import encode_basestring_ascii
 
+TYPE_CHECKING = False  # for the type checker alone: the child pays for no import of types
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
 MB = 2**20
 FILE_MB = 16  # the largest file, and all of the scratch folder where it is private
 RESULT_LIMIT = 65_536  # characters
@@ -35,7 +41,7 @@ COMMON_MODULES = ("calendar", "cmath", "dataclasses", "heapq", "json", "statisti
 # System calls a computation needs, as (x86-64, arm64). Everything else is refused: no call that makes a
 # process, thread or socket, sends a signal, or reaches into another process is on this list. Nor are
 # fcntl and ioctl: they can make the kernel send signals or push input to a terminal.
-CALLS = {
+CALLS: dict[str, tuple[int, int | None]] = {
     "read": (0, 63),
     "write": (1, 64),
     "close": (3, 57),
@@ -72,7 +78,7 @@ CALLS = {
     "exit_group": (231, 94),
     "getrandom": (318, 278),
 }
-FILE_CALLS = {  # these only where Landlock says which files
+FILE_CALLS: dict[str, tuple[int, int | None]] = {  # these only where Landlock says which files
     "openat": (257, 56),
     "ftruncate": (77, 46),
     "getdents64": (217, 61),
@@ -98,17 +104,17 @@ MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 class Job:
     """What the parent asked for, and the guards set so far."""
 
-    def __init__(self, arguments):
+    def __init__(self, arguments: list[str]) -> None:
         self.parent, self.cpu_seconds, self.memory_mb = map(int, arguments[:3])
         self.without = arguments[3:]
         self.scratch = os.path.realpath(os.getcwd())
-        self.in_force = []
+        self.in_force: list[str] = []
 
 
 # ---- guards: each raises where the system lacks what it needs ------------------------------------
 
 
-def private_scratch(job):
+def private_scratch(job: Job) -> None:
     """Mount a small file system, in memory, over the scratch folder: it is full early and dies with us."""
     libc = _libc()
     user, group = os.getuid(), os.getgid()
@@ -128,7 +134,7 @@ def private_scratch(job):
     os.chdir(job.scratch)
 
 
-def limits(job):
+def limits(job: Job) -> None:
     """Limits that every process can set for itself; none can be raised again."""
     _limit(resource.RLIMIT_CPU, job.cpu_seconds)
     _limit(resource.RLIMIT_FSIZE, FILE_MB * MB)
@@ -137,27 +143,27 @@ def limits(job):
     _limit(resource.RLIMIT_CORE, 0)
 
 
-def memory_limit(job):
+def memory_limit(job: Job) -> None:
     """A limit on the address space. Linux only: macOS takes the number and does not keep to it."""
     _libc()
     _limit(resource.RLIMIT_AS, job.memory_mb * MB)
 
 
-def no_privileges(job):
+def no_privileges(job: Job) -> None:
     """Give up every capability, those of root too, and the way to new ones."""
     libc = _libc()
     _call(libc.prctl, 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     _call(libc.capset, struct.pack("Ii", 0x20080522, 0), bytes(24))
 
 
-def parent_death(job):
+def parent_death(job: Job) -> None:
     """Die when the parent dies, however it dies."""
     _call(_libc().prctl, 1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != job.parent:
         os._exit(1)
 
 
-def landlock(job):
+def landlock(job: Job) -> None:
     """Let the kernel refuse every file but Python's libraries, to read, and a private scratch folder."""
     libc = _libc()
     execute, write, read, list_folder, remove, make, all_rights = 1, 2, 4, 8, 32, 256, (1 << 13) - 1
@@ -175,7 +181,7 @@ def landlock(job):
     os.close(ruleset)
 
 
-def seccomp(job):
+def seccomp(job: Job) -> None:
     """Let the kernel refuse every system call that is not on the list."""
     libc = _libc()
     import ctypes
@@ -192,20 +198,20 @@ def seccomp(job):
     allow, refuse = (give, 0, 0, 0x7FFF0000), (give, 0, 0, 0x00050000 | 1)  # refused calls fail with EPERM
     steps = [(load, 0, 0, 4), (if_equal, 1, 0, MACHINES[machine]), refuse, (load, 0, 0, 0)]
     for numbers in calls.values():
-        if numbers[column] is not None:
-            steps += [(if_equal, 0, 1, numbers[column]), allow]
+        if (number := numbers[column]) is not None:
+            steps += [(if_equal, 0, 1, number), allow]
     steps.append(refuse)
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     _call(libc.prctl, 22, 2, struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(code)), 0, 0)
 
 
-def audit_hook(job):
+def audit_hook(job: Job) -> None:
     """A second line inside the interpreter; the only one for files and network where the kernel has none."""
     scratch = [job.scratch]
     readable = [*scratch, *LIBRARIES, *map(os.path.realpath, LIBRARIES)]
     to_write = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
-    def check(event, arguments):
+    def check(event: str, arguments: tuple) -> None:
         if event == "open":
             path, _, flags = arguments
             allowed = isinstance(path, int) or _inside(path, scratch if flags & to_write else readable)
@@ -226,18 +232,18 @@ def audit_hook(job):
     sys.addaudithook(check)
 
 
-def _inside(path, folders):
-    path = os.path.realpath(os.fsdecode(path))
-    return any(path == folder or path.startswith(folder + "/") for folder in folders)
+def _inside(path: str | bytes, folders: "Iterable[str]") -> bool:
+    real = os.path.realpath(os.fsdecode(path))
+    return any(real == folder or real.startswith(folder + "/") for folder in folders)
 
 
-def _limit(kind, value):
+def _limit(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
 
 
-def _libc():
+def _libc() -> "ctypes.CDLL":
     """The C library of Linux; raises OSError elsewhere."""
     if sys.platform != "linux":
         raise OSError("only Linux has this")
@@ -246,7 +252,7 @@ def _libc():
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _call(function, *arguments):
+def _call(function: "Callable", *arguments: object) -> int:
     """Call into C, numbers as wide as the kernel reads them; raises OSError."""
     import ctypes
 
@@ -273,14 +279,14 @@ GUARDS = (
 # ---- the program ---------------------------------------------------------------------------------
 
 
-def run(code):
+def run(code: bytes) -> str:
     """Run a program; its result as JSON: {"value": ..., "error": null or text}."""
     spare = bytearray(4 * MB)  # given back after an error, so that a full memory can be reported
     module = type(sys)("__main__")
     sys.modules["__main__"] = module  # the program finds itself there, not this file
     names = module.__dict__
     try:
-        tree = compile(code, PROGRAM, "exec", _ast.PyCF_ONLY_AST)
+        tree: Any = compile(code, PROGRAM, "exec", _ast.PyCF_ONLY_AST)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], _ast.Expr) else None
         exec(compile(tree, PROGRAM, "exec"), names)
         value = eval(compile(_ast.Expression(last.value), PROGRAM, "eval"), names) if last else None
@@ -295,7 +301,7 @@ def run(code):
     return f'{{"value": {text}, "error": null}}'
 
 
-def describe(error):
+def describe(error: BaseException) -> str:
     """Type, message and line of an error, at most about 500 characters."""
     line = error.lineno if isinstance(error, SyntaxError) and error.filename == PROGRAM else None
     trace = error.__traceback__
@@ -307,7 +313,7 @@ def describe(error):
     return type(error).__name__ + (f": {message}" if message else "") + (f" (line {line})" if line else "")
 
 
-def as_json(value):
+def as_json(value: object) -> str:
     """A value as JSON. Other than plain data becomes text; the json module would cost 6 ms to import."""
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
@@ -323,7 +329,7 @@ def as_json(value):
     return encode_basestring_ascii(str(value).encode("utf-8", "replace").decode())
 
 
-def main():
+def main() -> None:
     """Set the guards and say which hold, run the program, give its result, end whatever it left behind."""
     job = Job(sys.argv[1:])
     secret, _, code = sys.stdin.buffer.read().partition(b"\n")

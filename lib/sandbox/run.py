@@ -132,6 +132,7 @@ def _run(
             start_new_session=True,
         )
         try:
+            assert process.stdin  # a pipe
             with suppress(BrokenPipeError), process.stdin as pipe:
                 pipe.write(secret + b"\n" + code.encode("utf-8", "surrogatepass"))
             stdout, channel, error = _read(process, deadline)
@@ -149,7 +150,7 @@ def _run(
 
 def _read(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bytes, str | None]:
     """Read stdout and the result channel until both are closed; else say what went wrong."""
-    texts = {process.stdout: b"", process.stderr: b""}
+    texts: dict[Any, bytes] = {process.stdout: b"", process.stderr: b""}
     error = None
     with selectors.DefaultSelector() as selector:
         for pipe in texts:
@@ -173,8 +174,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
-    process.stdout.close()
-    process.stderr.close()
+    for pipe in filter(None, (process.stdout, process.stderr)):
+        pipe.close()
 
 
 def _result(message: bytes, secret: bytes, exit_code: int) -> tuple[Any, str | None]:

@@ -58,9 +58,9 @@ def _jsonl_rows(text: str) -> Iterator[tuple[int, Row | RowError]]:
 def _json_rows(text: str) -> Iterator[tuple[int, Row | RowError]]:
     """The elements of a JSON list, each with the line it starts on; after a broken one, from the next."""
     decoder = json.JSONDecoder()
-    between, start_of_object = re.compile(r"[\s,]*"), re.compile(r"[,\n]\s*(?=\{)")
+    content, start_of_object = re.compile(r"[^\s,]|\Z"), re.compile(r"[,\n]\s*(?=\{)")
     counted, line = 0, 1
-    position = between.match(text, text.index("[") + 1).end()
+    position = next(content.finditer(text, text.index("[") + 1)).start()
     while position < len(text) and text[position] != "]":
         line += text.count("\n", counted, position)
         counted = position
@@ -79,7 +79,7 @@ def _json_rows(text: str) -> Iterator[tuple[int, Row | RowError]]:
                 break
             else:
                 return
-        position = between.match(text, end).end()
+        position = next(content.finditer(text, end)).start()
     if position == len(text):
         yield line + text.count("\n", counted), RowError("the file ends before the list is closed")
 
@@ -94,7 +94,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, Row | RowError]]:
             row = next(reader)
             end = reader.line_num
             if "" in row or None in row.values():
-                yield start, RowError(f"not as many cells as the header has ({len(reader.fieldnames)})")
+                yield start, RowError(f"not as many cells as the header has ({len(reader.fieldnames or ())})")
                 continue
             for name in {"choices", "options"} & row.keys():
                 row[name] = json.loads(row[name])

@@ -45,7 +45,7 @@ def check_response(example: Task, format: ReasoningFormat, text: str) -> tuple[s
     """Why a response must not be taught, as (reason, detail), or None where it may."""
     parsed = parse_response(text)
     if not parsed.is_valid:
-        return "not a valid response", parsed.problem
+        return "not a valid response", parsed.problem or ""
     if parsed.format is not format:
         return "another format", f"{parsed.format} instead of {format}"
     if not is_correct(parsed.answer, example.answer, example.kind):

@@ -34,7 +34,7 @@ def dataset_teacher(tasks: Sequence[Assignment]) -> list[Reply]:
         if format is not ReasoningFormat.DIRECT and format is not example.format:
             replies.append(Reply(None, f"{example.source} has no {format} rationale"))
             continue
-        rationale = "" if format is ReasoningFormat.DIRECT else example.rationale
+        rationale = "" if format is ReasoningFormat.DIRECT else example.rationale or ""
         replies.append(_rendered(format, rationale, example.answer))
     return replies
 
