@@ -1,6 +1,6 @@
 """Run folders: where a run keeps its configuration, metrics and checkpoint, and where they came from.
 
-    runs/<profile>/<notebook>[/<run name>]/config.json  metrics.jsonl  metrics.json  checkpoint/
+    runs/<profile>/<notebook>[/<run name>]/config.json  metrics.jsonl  metrics.json  rollouts/  checkpoint/
 
 Every file is replaced in one step, so a reader never sees half of one, and a killed run resumes. What was
 trained is kept with the settings that decide it: the same settings find it again, others train beside it.
@@ -18,13 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from lib.tasks import Rollout
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy")
@@ -90,6 +93,19 @@ class Run:
                     f"{self.folder} to start the run again."
                 ) from None
         return rows
+
+    def keep_rollouts(self, name: str, rollouts: Iterable[Rollout]) -> None:
+        """Write the rollouts of one measurement to rollouts/<name>.jsonl."""
+        lines = [json.dumps(asdict(rollout)) + "\n" for rollout in rollouts]
+        write_atomically(self._rollouts(name), "".join(lines))
+
+    def read_rollouts(self, name: str) -> list[Rollout]:
+        """The rollouts that were kept under this name."""
+        lines = self._rollouts(name).read_text(encoding="utf-8").splitlines()
+        return [Rollout(**json.loads(line)) for line in lines]
+
+    def _rollouts(self, name: str) -> Path:
+        return self.folder / "rollouts" / f"{name}.jsonl"
 
     def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write metrics.json, the result of the run, and give it back."""

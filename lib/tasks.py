@@ -1,10 +1,14 @@
-"""One record of a question, for dial questions and real ones alike."""
+"""One record of a question and one of a response, for dial questions and real ones alike."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
 
 from lib.formats import ReasoningFormat
 
@@ -16,25 +20,29 @@ class Task:
     """One question with its verified answer; `question` holds the options of a multiple choice, as ARM does.
 
     `kind` says how to compare answers (number, latex, choice, text); a choice is answered by its letter.
-    `format` is the format of `rationale`, where the dataset has one.
+    `prompt` is what a policy is given, by default the question in ARM's frame. `depth` is known in the dial
+    world, `budget` is a limit in tokens where a method sets one. `format` is the format of `rationale`,
+    where the dataset has one.
     """
 
     id: str
-    source: str
     question: str
     answer: str
     kind: str
     tier: str
+    source: str
+    depth: int | None = None
+    budget: int | None = None
     options: tuple[str, ...] = ()
     rationale: str | None = None
     format: ReasoningFormat | None = None
-    task: str = ""
+    topic: str = ""
     split: str = "test"
+    prompt: str = ""
 
-    @property
-    def prompt(self) -> str:
-        """The question in ARM's frame; a response follows."""
-        return FRAME.format(question=self.question)
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            object.__setattr__(self, "prompt", FRAME.format(question=self.question))
 
     @property
     def key(self) -> str:
@@ -46,3 +54,60 @@ def question_key(question: str) -> str:
     """A hash of the question that forgets case, spacing and Unicode variants, and nothing else."""
     text = " ".join(unicodedata.normalize("NFKC", question).casefold().split())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def task_rows(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """What a trainer needs of each task: id, prompt, answer, kind and tier; budget where tasks have one."""
+    names = ["id", "prompt", "answer", "kind", "tier"]
+    if any(task.budget is not None for task in tasks):
+        names.append("budget")
+    return [{name: getattr(task, name) for name in names} for task in tasks]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response to one task, read and scored.
+
+    `sample` counts the responses to a task within one measurement; `mode` is how it was asked, `method` who
+    was. `format` is how the response opens (a format, or whether it thinks), even where no `answer` can be
+    read. `correct` is None where the right answer is not known. `tokens` count forced ones and the end token,
+    of all responses that were written to find the answer; `agreed` says whether those agreed.
+    """
+
+    task_id: str
+    sample: int
+    seed: int
+    method: str
+    mode: str
+    format: str | None
+    text: str
+    answer: str | None
+    correct: bool | None
+    tokens: int
+    truncated: bool
+    agreed: bool | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """`tokens`, by the name that `lib.measure.modes.answer` has always given them."""
+        return self.tokens
+
+
+def rollout_table(rollouts: Sequence[Rollout], tasks: Sequence[Task]) -> pd.DataFrame:
+    """A row for each rollout, with tier, depth and source of its task; every summary is computed from it.
+
+    Column `used` is the format, or "invalid" where no answer could be read.
+    """
+    known = {task.id: task for task in tasks}
+    if missing := {rollout.task_id for rollout in rollouts} - known.keys():
+        raise ValueError(f"{len(missing)} rollouts are of tasks that were not given, {min(missing)} for one")
+    rows = [
+        {
+            **asdict(rollout),
+            "used": "invalid" if rollout.answer is None else rollout.format,
+            **{name: getattr(known[rollout.task_id], name) for name in ("tier", "depth", "source")},
+        }
+        for rollout in rollouts
+    ]
+    names = [*Rollout.__dataclass_fields__, "used", "tier", "depth", "source"]
+    return pd.DataFrame(rows, columns=names)

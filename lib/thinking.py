@@ -5,8 +5,9 @@ The prompt ends in an open `<think>`. A response whose first token is `</think>`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from lib.tasks import Task
 from lib.verify import closing_answer, is_correct, last_boxed
 
 OPEN, CLOSE = "<think>", "</think>"
+THINKING, NOTHINKING = MODES = ("thinking", "nothinking")
 
 
 # ---- modes -------------------------------------------------------------------------------------
@@ -94,30 +96,39 @@ def read_solution(response: str, *, open: str = OPEN, close: str = CLOSE) -> str
     return response.partition(close)[2]
 
 
-def is_solution_right(response: str, answer: str, kind: str) -> bool:
-    """R(x, y) of the paper: the solution is there, and the last box in it (or its last sentence) is right."""
+def solution_answer(response: str) -> str | None:
+    """The answer of a response: the last box of its solution, else what its last sentence says."""
     solution = read_solution(response)
     if solution is None:
-        return False
-    found = closing_answer(solution) if "\\boxed" not in solution else last_boxed(solution)
-    return is_correct(found, answer, kind)
+        return None
+    return closing_answer(solution) if "\\boxed" not in solution else last_boxed(solution)
+
+
+def is_solution_right(response: str, answer: str, kind: str) -> bool:
+    """R(x, y) of the paper: the solution is there, and the last box in it (or its last sentence) is right."""
+    return is_correct(solution_answer(response), answer, kind)
+
+
+def read_thinking(response: str) -> tuple[str, str | None]:
+    """Whether a response thinks, and its answer: how `lib.engines.ask.ask` reads a thinking model."""
+    return NOTHINKING if response.startswith(CLOSE) else THINKING, solution_answer(response)
+
+
+# Words that say that one is thinking on. The paper names the first two; its list is not published.
+IMPLICIT = re.compile(r"\b(wait|alternatively|hmm|let me|let's check|double-check|on second thought)\b", re.I)
+
+
+def thinks_implicitly(response: str) -> bool:
+    """Whether a solution goes on thinking after `</think>` (section 4.4 of the paper)."""
+    return bool(IMPLICIT.search(response.partition(CLOSE)[2]))
 
 
 # ---- data --------------------------------------------------------------------------------------
 
 
-def question_rows(examples: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """Rows to train or to ask: id, prompt, answer, kind and tier of each example."""
-    return [
-        {
-            "id": example.id,
-            "prompt": thinking_prompt(example, tokenizer),
-            "answer": example.answer,
-            "kind": example.kind,
-            "tier": example.tier,
-        }
-        for example in examples
-    ]
+def thinking_tasks(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> list[Task]:
+    """The same tasks, with prompts that end in an open think tag."""
+    return [replace(task, prompt=thinking_prompt(task, tokenizer)) for task in tasks]
 
 
 def with_reference(

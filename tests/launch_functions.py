@@ -110,7 +110,7 @@ not_a_function = 3
 
 def one_group_step(config: dict[str, Any]) -> dict[str, Any]:
     """A step of Ada-GRPO on three groups of eight set responses, shared by the processes."""
-    from lib.dial import gold_response, sample_questions
+    from lib.dial import dial_task, gold_response, sample_questions
     from lib.formats import ReasoningFormat
     from lib.methods.ada_grpo import AdaGRPOConfig, AdaGRPOTrainer, question_rows, training_arguments
     from lib.methods.rewards import accuracy_reward
@@ -151,7 +151,7 @@ def one_group_step(config: dict[str, Any]) -> dict[str, Any]:
         model=model,
         reward_funcs=accuracy_reward(),
         args=training_arguments(settings, Path(config["folder"], str(processes))),
-        train_dataset=question_rows(list(questions.values())),
+        train_dataset=question_rows([dial_task(q) for q in questions.values()]),
         processing_class=tokenizer,
         rollout_func=speak,
         group_mean=settings.normaliser == "group",
@@ -173,7 +173,7 @@ def three_steps(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _three_steps(method: str, folder: Path) -> dict[str, Any]:
-    from lib.dial import sample_questions
+    from lib.dial import dial_tasks
     from lib.methods.ada_grpo import AdaGRPOConfig, make_trainer, question_rows
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -189,7 +189,7 @@ def _three_steps(method: str, folder: Path) -> dict[str, Any]:
         learning_rate=1e-2,
         beta=0.05,
     )
-    trainer = make_trainer(settings, question_rows(sample_questions(6, seed=0)), folder)
+    trainer = make_trainer(settings, question_rows(dial_tasks(6, split="train", seed=0)), folder)
     # No answer of a random model is right: reward what can differ.
     trainer.reward_funcs = [lambda completion_ids, **others: [float(ids[0] % 2) for ids in completion_ids]]
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}

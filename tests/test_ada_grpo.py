@@ -6,7 +6,7 @@ import pytest
 import torch
 import trl
 
-from lib.dial import dial_tokenizer, gold_response, new_dial_model, sample_questions
+from lib.dial import dial_tasks, dial_tokenizer, gold_response, new_dial_model, sample_questions
 from lib.engines import launch
 from lib.formats import ReasoningFormat
 from lib.methods.ada_grpo import (
@@ -190,7 +190,7 @@ def config(base):
     )
 
 
-ROWS = question_rows(sample_questions(24, seed=0, depths=[1, 2]))
+ROWS = question_rows(dial_tasks(24, split="train", seed=0, depths=[1, 2]))
 
 
 class Recorder(AdaGRPOTrainer):

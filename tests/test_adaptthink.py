@@ -3,7 +3,6 @@ import math
 from dataclasses import asdict, replace
 
 import nbformat
-import pandas as pd
 import pytest
 import torch
 from tokenizers import AddedToken
@@ -12,10 +11,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 from lib.course.declared import read_parameters
 from lib.course.notebooks import NOTEBOOKS
 from lib.course.profiles import resolve_parameters
-from lib.dial import dial_task, dial_tokenizer, new_dial_model, sample_questions
-from lib.dial.thinker import thinker_rows, thinking_rows
+from lib.dial import dial_task, dial_tasks, dial_tokenizer, new_dial_model, sample_questions
+from lib.dial.thinker import thinker_rows
 from lib.engines import launch
-from lib.measure.evaluation import respond
+from lib.engines.ask import ask
 from lib.methods import adaptthink
 from lib.methods.adaptthink import (
     VARIANTS,
@@ -35,13 +34,17 @@ from lib.policies.load import load_policy
 from lib.policies.random_models import byte_level_tokenizer
 from lib.policies.save import save_policy
 from lib.runs import Run
+from lib.tasks import Rollout, Task, rollout_table, task_rows
 from lib.thinking import (
     CLOSE,
+    NOTHINKING,
+    THINKING,
     ModeTokens,
     is_solution_right,
-    question_rows,
     read_solution,
+    read_thinking,
     thinking_prompt,
+    thinking_tasks,
     with_reference,
 )
 
@@ -406,27 +409,32 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return thinking_rows(sample_questions(24, seed=1), dial_tokenizer())
+def tasks():
+    return thinking_tasks(dial_tasks(24, split="train", seed=1), dial_tokenizer())
 
 
-def test_reference_samples_are_stored_by_id_and_resumed(base, rows, tmp_path):
+@pytest.fixture(scope="module")
+def rows(tasks):
+    return task_rows(tasks)
+
+
+def test_reference_samples_are_stored_by_id_and_resumed(base, tasks, tmp_path):
     path = tmp_path / "reference.jsonl"
     settings = {"samples": 3, "max_new_tokens": 12, "questions_at_once": 4}
-    whole = sample_reference(*load_policy(base), rows[:12], tmp_path / "whole.jsonl", **settings)
-    sample_reference(*load_policy(base), rows[:4], path, **settings)
+    whole = sample_reference(load_policy(base), tasks[:12], tmp_path / "whole.jsonl", **settings)
+    sample_reference(load_policy(base), tasks[:4], path, **settings)
     path.write_text(path.read_text() + '{"id": "cut sho')  # as a kill leaves it
-    resumed = sample_reference(*load_policy(base), rows[:12], path, **settings)
+    resumed = sample_reference(load_policy(base), tasks[:12], path, **settings)
     assert resumed == whole and path.read_text() == (tmp_path / "whole.jsonl").read_text()
     first, *lines = map(json.loads, path.read_text().splitlines())
     assert first["settings"]["samples"] == 3 and [line["id"] for line in lines] == [
-        r["id"] for r in rows[:12]
+        task.id for task in tasks[:12]
     ]
     for found in resumed.values():
         assert found["accuracy"] * 3 % 1 == pytest.approx(0) and 1 <= found["mean_tokens"] <= 12
         assert 0 <= found["truncated"] <= 1
     with pytest.raises(ValueError, match="was made with"):
-        sample_reference(*load_policy(base), rows[:12], path, samples=4)
+        sample_reference(load_policy(base), tasks[:12], path, samples=4)
 
 
 def test_rows_without_reference_samples_are_named(rows):
@@ -624,7 +632,7 @@ def qwen(tmp_path_factory):
 def test_a_real_architecture_trains_in_nf4(qwen, tmp_path, processes):
     tokenizer = load_policy(qwen)[1]
     examples = [dial_task(question) for question in sample_questions(16, seed=2)]
-    rows = with_accuracy(question_rows(examples, tokenizer))
+    rows = with_accuracy(task_rows(thinking_tasks(examples, tokenizer)))
     given = {"base": qwen, "rows": rows, "folder": str(tmp_path)}
     facts = launch.run("launch_functions:adaptthink_nf4", given, num_processes=processes)
     assert facts["steps"] == 3 and facts["processes"] == processes
@@ -649,23 +657,25 @@ def test_a_chat_template_without_an_open_thought_is_refused(qwen, tmp_path):
 
 
 def samples(*rows):
-    columns = ("id", "nothinking", "correct", "tokens", "response")
-    table = pd.DataFrame([dict(zip(columns, row, strict=True)) for row in rows])
-    return table.assign(prompt=table["id"] + ":<think>", truncated=False)
+    """Tasks a, b, c and rollouts of them: (id, format, correct, tokens, text)."""
+    tasks = [Task(name, "?", "1", "number", "easy", "t", prompt=f"{name}:<think>") for name in "abc"]
+    names = ("task_id", "format", "correct", "tokens", "text")
+    shared = {"sample": 0, "seed": 0, "method": "", "mode": "", "answer": "1", "truncated": False}
+    return [Rollout(**dict(zip(names, row, strict=True)), **shared) for row in rows], tasks
 
 
 def test_mixed_sft_keeps_the_right_responses_of_the_better_mode():
     found = samples(
-        ("a", True, True, 5, "a skips"),
-        ("a", True, False, 5, "a skips and is wrong"),
-        ("a", False, True, 50, "a thinks"),
-        ("a", False, False, 50, "a thinks and is wrong"),  # as often right: skip
-        ("b", True, False, 5, "b skips and is wrong"),
-        ("b", False, True, 50, "b thinks"),
-        ("c", True, False, 5, "wrong"),
-        ("c", False, False, 50, "wrong too"),
+        ("a", NOTHINKING, True, 5, "a skips"),
+        ("a", NOTHINKING, False, 5, "a skips and is wrong"),
+        ("a", THINKING, True, 50, "a thinks"),
+        ("a", THINKING, False, 50, "a thinks and is wrong"),  # as often right: skip
+        ("b", NOTHINKING, False, 5, "b skips and is wrong"),
+        ("b", THINKING, True, 50, "b thinks"),
+        ("c", NOTHINKING, False, 5, "wrong"),
+        ("c", THINKING, False, 50, "wrong too"),
     )
-    rows = sorted(mixed_rows(found), key=lambda row: row["prompt"])
+    rows = sorted(mixed_rows(*found), key=lambda row: row["prompt"])
     assert rows == [
         {"prompt": "a:<think>", "completion": "a skips"},
         {"prompt": "b:<think>", "completion": "b thinks"},
@@ -674,16 +684,16 @@ def test_mixed_sft_keeps_the_right_responses_of_the_better_mode():
 
 def test_dpo_prefers_the_shortest_right_response_to_the_longest():
     found = samples(
-        ("a", False, False, 30, "short and wrong"),
-        ("a", False, True, 40, "short"),
-        ("a", False, True, 60, "long"),
-        ("a", True, True, 5, "skips"),
-        ("b", False, True, 40, "one length"),
-        ("b", False, True, 40, "one length"),
-        ("c", False, False, 40, "wrong"),
-        ("c", False, False, 50, "wrong"),
+        ("a", THINKING, False, 30, "short and wrong"),
+        ("a", THINKING, True, 40, "short"),
+        ("a", THINKING, True, 60, "long"),
+        ("a", NOTHINKING, True, 5, "skips"),
+        ("b", THINKING, True, 40, "one length"),
+        ("b", THINKING, True, 40, "one length"),
+        ("c", THINKING, False, 40, "wrong"),
+        ("c", THINKING, False, 50, "wrong"),
     )
-    assert shortest_pairs(found) == [{"prompt": "a:<think>", "chosen": "short", "rejected": "long"}]
+    assert shortest_pairs(*found) == [{"prompt": "a:<think>", "chosen": "short", "rejected": "long"}]
 
 
 def test_dpo_moves_towards_the_chosen_response(base, tmp_path):
@@ -725,7 +735,7 @@ def test_profiles_run_dry(profile, tmp_path):
     config = replace(config_of(profile), base=folder, max_steps=1, max_thinking_tokens=12)
     dry = replace(config, max_nothinking_tokens=6, batch_size=2 * config.num_generations, micro_batch_size=4)
     examples = [dial_task(question) for question in sample_questions(8, seed=2)]
-    rows = with_accuracy(question_rows(examples, tokenizer))
+    rows = with_accuracy(task_rows(thinking_tasks(examples, tokenizer)))
     run = Run(tmp_path / "run", {})
     _, _, facts = train_adaptthink(dry, rows, rows[:2], run)
     assert facts["steps"] == 1 and load_trained(dry, run).num_parameters() > 0
@@ -743,16 +753,16 @@ def test_the_multi_gpu_profile_has_the_settings_of_the_paper():
 
 
 def asked(policy, prefix="", count=600, **choice):
-    model, tokenizer = policy
     choice = {"depths": range(1, 13)} | choice
-    rows = thinking_rows(sample_questions(count, seed=31, split="test", **choice), tokenizer)
-    return respond(model, tokenizer, rows, prefix=prefix, temperature=0.0).set_index("depth").sort_index()
+    tasks = thinking_tasks(dial_tasks(count, seed=31, **choice), policy[1])
+    table = rollout_table(ask(policy, tasks, prefix=prefix, read=read_thinking), tasks)
+    return table.assign(nothinking=table["format"] == NOTHINKING).set_index("depth").sort_index()
 
 
 def test_the_shipped_thinker_always_thinks_and_could_do_without():
     model, tokenizer = policy = load_policy("dial-thinker")
-    rows = thinking_rows(sample_questions(300, seed=30, split="test"), tokenizer)
-    batch = tokenizer([row["prompt"] for row in rows], return_tensors="pt", padding=True)
+    tasks = thinking_tasks(dial_tasks(300, seed=30), tokenizer)
+    batch = tokenizer([task.prompt for task in tasks], return_tensors="pt", padding=True)
     with torch.inference_mode():
         log_probs = model(**batch).logits[:, -1].log_softmax(-1)
     assert log_probs[:, ModeTokens.find(tokenizer).close].exp().max() <= 1e-3

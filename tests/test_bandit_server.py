@@ -28,7 +28,7 @@ def no_proxy(monkeypatch):
 
 @pytest.fixture(scope="module")
 def dial():
-    return LocalLLM(*load_policy("dial-llm"))
+    return LocalLLM(load_policy("dial-llm"))
 
 
 def answering(dial, lock):

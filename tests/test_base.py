@@ -5,11 +5,13 @@ import pytest
 
 from lib import dial, tasks
 from lib.dial import sample_questions
-from lib.engines.generate import decision_states, generate
+from lib.engines.ask import ask, respond
+from lib.engines.local import decision_states
 from lib.formats import ReasoningFormat
 from lib.measure import evaluation
 from lib.measure.modes import answer
 from lib.policies.load import load_policy
+from lib.tasks import rollout_table
 
 D, S, C, L = ReasoningFormat
 
@@ -22,13 +24,11 @@ def base():
 @pytest.fixture(scope="module")
 def accuracy(base):
     """Accuracy of each untagged style at each depth, on 200 distinct unseen questions."""
-    questions = sample_questions(2400, seed=11, split="test", depths=range(1, 13), distinct=True)
+    tasks = dial.dial_tasks(2400, seed=11, depths=range(1, 13), distinct=True)
     table = {}
     for style in ReasoningFormat:
-        rows = evaluation.evaluate(
-            *base, questions, prefix=dial.UNTAGGED_PREFIX[style], read_answer=dial.untagged_answer
-        )
-        table[style] = rows.groupby("depth")["correct"].mean()
+        rollouts = ask(base, tasks, prefix=dial.UNTAGGED_PREFIX[style], read=dial.read_untagged)
+        table[style] = rollout_table(rollouts, tasks).groupby("depth")["correct"].mean()
     return pd.DataFrame(table)
 
 
@@ -46,16 +46,15 @@ def test_difficulty_is_readable_where_the_format_is_chosen(base):
 
 
 def test_the_base_does_not_know_the_tags(base):
-    prompts = [question.prompt for question in sample_questions(600, seed=13, split="test")]
-    responses = generate(*base, prompts, temperature=1.0)
-    assert sum(evaluation.tagged_answer(response.text) is not None for response in responses) < 0.05 * 600
+    rollouts = ask(base, dial.dial_tasks(600, seed=13), temperature=1.0)
+    assert evaluation.valid_share(rollouts)[0] < 0.05
 
 
 def test_the_base_has_met_every_tag_as_a_word(base):
     """It can repeat a tag, so the embeddings of the tags are trained, and differ."""
     tags = [f"<{format.tag}>" for format in ReasoningFormat]
     prompts = [tasks.FRAME.format(question=f"Say +4 {tag}\n dial") for tag in tags]
-    responses = generate(*base, prompts, max_new_tokens=8)
+    responses = respond(base, prompts, max_new_tokens=8)
     assert [tag in response.text for tag, response in zip(tags, responses, strict=True)] == [True] * 4
 
 
@@ -65,20 +64,19 @@ def sft():
 
 
 def test_sft_uses_every_format_on_every_tier(sft):
-    questions = sample_questions(1500, seed=101, split="test")
-    answers = answer(sft, questions, temperature=1.0, seed=101)
-    tiers = [question.tier for question in questions]
-    assert evaluation.valid_share(answers)[0] >= 0.99
-    shares = evaluation.format_shares(answers, tiers)[list(ReasoningFormat)]
+    questions = dial.dial_tasks(1500, seed=101)
+    rollouts = answer(sft, questions, temperature=1.0, seed=101)
+    assert evaluation.valid_share(rollouts)[0] >= 0.99
+    shares = evaluation.format_shares(rollout_table(rollouts, questions))[list(ReasoningFormat)]
     assert shares.min().min() >= 0.15 and shares.max().max() <= 0.40
     states = decision_states(*sft, [question.prompt for question in questions])
-    assert evaluation.probe_accuracy(states, tiers) >= 0.9
+    assert evaluation.probe_accuracy(states, [question.tier for question in questions]) >= 0.9
 
 
 def test_sft_keeps_the_staircase(sft):
-    questions = sample_questions(1200, seed=102, split="test", depths=range(1, 13), distinct=True)
-    rows = evaluation.evaluate_formats(*sft, questions)
-    accuracy = rows.groupby(["depth", "format"])["correct"].mean().unstack()
+    questions = dial.dial_tasks(1200, seed=102, depths=range(1, 13), distinct=True)
+    table = rollout_table(evaluation.ask_in_every_format(sft, questions), questions)
+    accuracy = table.groupby(["depth", "mode"])["correct"].mean().unstack()
     assert accuracy.loc[1:2, D].min() >= 0.95 and accuracy.loc[4:, D].max() <= 0.40
     assert accuracy.loc[1:6, S].min() >= 0.95 and accuracy.loc[8:, S].max() <= 0.40
     assert accuracy.loc[1:8, C].min() >= 0.95 and accuracy.loc[11:, C].max() <= 0.50

@@ -51,7 +51,7 @@ ROWS = [
             "choices": ["a cat", "a dog", "a (very) small fish"],
             "answer": 1,
         },
-        {"question": PETS, "answer": "B", "task": "zoology", "kind": "choice", "tier": "medium"},
+        {"question": PETS, "answer": "B", "topic": "zoology", "kind": "choice", "tier": "medium"},
     ),
     (
         "aqua_rat",
@@ -95,14 +95,14 @@ ROWS = [
             "answer": "\\frac{1}{\\sqrt{2}}",
             "kind": "latex",
             "tier": "medium",
-            "task": "counting_and_probability",
+            "topic": "counting_and_probability",
         },
     ),
     ("math", {"question": "How many?", "answer": "$\\boxed{2}$"}, {"answer": "2", "rationale": None}),
     (
         "math500",
         {"problem": "P?", "answer": "(3, \\pi)", "difficulty": 2.0, "unique_id": "test/number_theory/8.json"},
-        {"answer": "(3, \\pi)", "task": "number_theory", "tier": "medium"},
+        {"answer": "(3, \\pi)", "topic": "number_theory", "tier": "medium"},
     ),
     (
         "svamp",
@@ -130,7 +130,7 @@ ROWS = [
     (
         "bbh",
         {"input": "Is it so?\nOptions:\n- Yes\n- No", "target": "No", "task": "navigate"},
-        {"answer": "No", "kind": "text", "options": ("Yes", "No"), "task": "navigate"},
+        {"answer": "No", "kind": "text", "options": ("Yes", "No"), "topic": "navigate"},
     ),
     ("bbh", {"input": "((2 + 3)) =", "target": "5"}, {"answer": "5", "kind": "number"}),
     ("bbh", {"question": "Close: ( [", "answer": "] )"}, {"answer": "] )", "kind": "text", "options": ()}),
@@ -166,7 +166,7 @@ ROWS = [
             "Who? 1) Ann 2) Bo 3) Cy 4) Di",
             "answer": "Cy",
         },
-        {"answer": "C", "options": ("Ann", "Bo", "Cy", "Di"), "task": "logiqa", "kind": "choice"},
+        {"answer": "C", "options": ("Ann", "Bo", "Cy", "Di"), "topic": "logiqa", "kind": "choice"},
     ),
     (
         "adareasoner",
@@ -180,7 +180,7 @@ ROWS = [
             "question": "For the following question, please select the most likely answer: Where?\n"
             "(A)Here.  (B)There.",
             "answer": "B",
-            "task": "truthfulqa",
+            "topic": "truthfulqa",
             "tier": "easy",
         },
     ),
@@ -191,7 +191,7 @@ ROWS = [
             "answer": " 2",
             "source": "mmlu",
         },
-        {"answer": "B", "task": "mmlu_math", "tier": "medium"},
+        {"answer": "B", "topic": "mmlu_math", "tier": "medium"},
     ),
     (
         "adareasoner",
@@ -199,7 +199,7 @@ ROWS = [
             "question": "For the following context sentence, is <b>it</b> suitable?\nContext: <b>it</b>",
             "answer": "no",
         },
-        {"answer": "no", "options": ("yes", "no"), "kind": "text", "task": "metaphor"},
+        {"answer": "no", "options": ("yes", "no"), "kind": "text", "topic": "metaphor"},
     ),
 ]
 
@@ -273,7 +273,7 @@ def test_every_task_of_bbh_is_loaded_and_named(monkeypatch):
         "load_dataset",
         lambda name, config, **_: datasets.Dataset.from_list([{"input": f"{config}?", "target": "True"}]),
     )
-    tasks = [example.task for example in load("bbh").examples]
+    tasks = [example.topic for example in load("bbh").examples]
     assert len(tasks) == 27 and tasks[0] == "boolean_expressions" and tasks[-1] == "word_sorting"
 
 
@@ -513,7 +513,7 @@ def test_no_real_row_is_lost(source, name, count):
 @needs_real
 def test_adareasoners_four_types_and_six_duplicates():
     examples = load("adareasoner", Path(REAL) / "adareasoner_source.json").examples
-    assert Counter(e.task for e in examples) == dict.fromkeys(
+    assert Counter(e.topic for e in examples) == dict.fromkeys(
         ["logiqa", "truthfulqa", "mmlu_math", "metaphor"], 250
     )
     rows = raw("adareasoner_source.json")
@@ -524,9 +524,9 @@ def test_adareasoners_four_types_and_six_duplicates():
             else example.options["ABCDEFGHIJKLM".index(example.answer)]
         )
         assert chosen == row["answer"].strip()
-    assert {len(e.options) for e in examples if e.task in ("logiqa", "mmlu_math")} == {4}
+    assert {len(e.options) for e in examples if e.topic in ("logiqa", "mmlu_math")} == {4}
     groups = duplicates(examples)
-    assert len(groups) == 6 and {example.task for group in groups for example in group} == {"metaphor"}
+    assert len(groups) == 6 and {example.topic for group in groups for example in group} == {"metaphor"}
     assert len(overlap(examples[:100], examples[100:])) == 2  # across the paper's own split
 
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from lib import dial
-from lib.dial import TIERS, dial_tokenizer, gold_response, new_dial_model, sample_questions, token_cost
-from lib.engines.generate import Response, decision_states, generate
+from lib.dial import TIERS, dial_tokenizer, new_dial_model, sample_questions, token_cost
+from lib.engines.local import decision_states
 from lib.formats import ReasoningFormat
 from lib.measure import evaluation, intervals
-from lib.measure.modes import Answer
+from lib.tasks import Rollout, Task, rollout_table
+from lib.verify import is_correct
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +48,30 @@ def test_summarise_groups_accuracy_and_tokens():
     assert table.loc["b", "tokens_low"] == table.loc["b", "tokens_high"] == 9
 
 
-def test_format_shares_by_tier_and_the_valid_share():
-    def answers(*formats, answer="3"):
-        return [Answer(answer, format, "", 4, False) for format in formats]
-
-    direct, _, code, _ = ReasoningFormat
-    given = [
-        *answers(direct, direct, code),
-        *answers(direct, answer=None),
-        *answers(code),
-        *answers(None, answer=None),
+def answered(*given, tier="easy", depth=1):
+    """A task and a rollout for each (format, answer, tokens); the right answer is 3."""
+    tasks = [
+        Task(f"t/{tier}{n}", "?", "3", "number", tier, source="t", depth=depth) for n in range(len(given))
     ]
-    shares = evaluation.format_shares(given, ["hard"] * 4 + ["easy"] * 2)
+    names = {"sample": 0, "seed": 0, "method": "", "mode": "adaptive", "text": "", "truncated": False}
+    rollouts = [
+        Rollout(task_id=t.id, format=f, answer=a, correct=is_correct(a, t.answer, t.kind), tokens=n, **names)
+        for t, (f, a, n) in zip(tasks, given, strict=True)
+    ]
+    return tasks, rollouts
+
+
+def test_format_shares_by_tier_and_the_valid_share():
+    direct, _, code, _ = ReasoningFormat
+    hard = answered((direct, "3", 4), (direct, "3", 4), (code, "3", 4), (direct, None, 4), tier="hard")
+    easy = answered((code, "3", 4), (None, None, 4))
+    rollouts = hard[1] + easy[1]
+    shares = evaluation.format_shares(rollout_table(rollouts, hard[0] + easy[0]))
     assert shares.columns.tolist() == ["direct", "short_cot", "code", "long_cot", "invalid"]
     assert shares.loc["hard"].tolist() == [0.5, 0, 0.25, 0, 0.25]
     assert shares.loc["easy"].tolist() == [0, 0, 0.5, 0, 0.5]
     assert shares.index.tolist() == ["hard", "easy"]
-    assert evaluation.valid_share(given) == pytest.approx((4 / 6, *intervals.wilson_interval(4, 6)))
-    with pytest.raises(ValueError):
-        evaluation.format_shares(given, ["hard"])
+    assert evaluation.valid_share(rollouts) == pytest.approx((4 / 6, *intervals.wilson_interval(4, 6)))
 
 
 def test_the_oracle_is_right_and_cheapest():
@@ -77,45 +83,6 @@ def test_the_oracle_is_right_and_cheapest():
     ]
     beyond = dial.oracle_rows(sample_questions(5, seed=0, depths=[13]))
     assert not beyond["correct"].any() and (beyond["tokens"] == 4).all()
-
-
-def test_generation_keeps_the_order_counts_the_prefix_and_flags_truncation(model, tokenizer):
-    prompts = [q.prompt for q in sample_questions(7, seed=0, depths=[9, 1, 5])]
-    responses = generate(model, tokenizer, prompts, prefix="<COT>\n", max_new_tokens=5, batch_size=3)
-    alone = [generate(model, tokenizer, [p], prefix="<COT>\n", max_new_tokens=5)[0] for p in prompts]
-    assert responses == alone  # batching and padding change nothing
-    for response in responses:
-        assert response.text.startswith("<COT>\n")
-        assert response.num_tokens == 6 if response.is_truncated else response.num_tokens <= 6
-    assert generate(model, tokenizer, []) == []
-
-
-def test_generation_is_seeded(model, tokenizer):
-    prompts = [q.prompt for q in sample_questions(4, seed=0)]
-    one, same, other = (
-        [r.text for r in generate(model, tokenizer, prompts, temperature=1.0, max_new_tokens=8, seed=s)]
-        for s in (0, 0, 1)
-    )
-    assert one == same != other
-    with pytest.raises(ValueError, match="temperature must be 0"):
-        generate(model, tokenizer, prompts, temperature=-1.0)
-
-
-def test_evaluate_scores_a_model_that_knows_the_answer(model, tokenizer, monkeypatch):
-    """Gold responses must score 1 at their closed-form cost, and wrong ones 0."""
-    questions = sample_questions(24, seed=0, depths=range(1, 13))
-    by_prompt = {q.prompt: q for q in questions}
-
-    def speak_gold(model, tokenizer, prompts, **options):
-        texts = [gold_response(by_prompt[p], ReasoningFormat.CODE) for p in prompts]
-        return [Response(text, len(tokenizer(text).input_ids) + 1, False) for text in texts]
-
-    monkeypatch.setattr(evaluation, "generate", speak_gold)
-    rows = evaluation.evaluate(model, tokenizer, questions)
-    assert rows["correct"].all() and not rows["truncated"].any()
-    assert rows["tokens"].tolist() == [token_cost(ReasoningFormat.CODE, q.depth) for q in questions]
-    rows = evaluation.evaluate(model, tokenizer, questions, read_answer=lambda text: "x")
-    assert not rows["correct"].any()
 
 
 def test_a_probe_reads_what_is_there_and_nothing_else():
@@ -143,17 +110,14 @@ def test_seed_interval_is_students():
     assert math.isnan(intervals.seed_interval([1])[1])
 
 
-def test_policy_rows_and_their_summary():
-    easy, hard = sample_questions(1, seed=0, depths=[1])[0], sample_questions(1, seed=0, depths=[9])[0]
-    answers = [
-        Answer(easy.answer, ReasoningFormat.DIRECT, "", 4, False),
-        Answer("x", ReasoningFormat.CODE, "", 20, False),
-        Answer(None, ReasoningFormat.LONG_COT, "", 60, True),
-    ]
-    rows = evaluation.policy_rows(answers, [easy, hard, hard])
-    assert rows["format"].tolist() == ["direct", "code", "invalid"]
-    assert rows["correct"].tolist() == [True, False, False]
-    found = evaluation.policy_summary(rows)
+def test_a_summary_of_formats():
+    direct, _, code, long = ReasoningFormat
+    easy, hard = answered((direct, "3", 4)), answered((code, "x", 20), (long, None, 60), tier="hard", depth=9)
+    table = rollout_table(easy[1] + hard[1], easy[0] + hard[0])
+    assert table["used"].tolist() == ["direct", "code", "invalid"]
+    assert table["format"].tolist() == ["direct", "code", "long_cot"]
+    assert table["depth"].tolist() == [1, 9, 9]
+    found = evaluation.summary(table)
     assert found["accuracy"] == pytest.approx(1 / 3) and found["mean_tokens"] == 28
     assert found["tiers"]["hard"]["format_share"]["code"] == 0.5
     assert found["tiers"]["easy"] == {
@@ -161,3 +125,12 @@ def test_policy_rows_and_their_summary():
         "mean_tokens": 4.0,
         "format_share": {"direct": 1.0, "short_cot": 0.0, "code": 0.0, "long_cot": 0.0, "invalid": 0.0},
     }
+    with pytest.raises(ValueError, match="2 rollouts are of tasks that were not given, t/hard0 for one"):
+        rollout_table(easy[1] + hard[1], easy[0])
+
+
+def test_a_summary_of_thinking():
+    tasks, rollouts = answered(("thinking", "3", 40), ("nothinking", "3", 10), ("nothinking", "4", 10))
+    found = evaluation.summary(rollout_table(rollouts, tasks))
+    numbers = {"accuracy": 2 / 3, "mean_tokens": 20.0, "nothinking_ratio": 2 / 3}
+    assert found == {**numbers, "tiers": {"easy": numbers}, "depths": {"1": numbers}}

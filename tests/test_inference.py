@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from lib.dial import dial_tokenizer, gold_response, new_dial_model, sample_questions, token_cost
-from lib.engines.generate import Response
+from lib.dial import dial_task, dial_tokenizer, gold_response, new_dial_model, sample_questions, token_cost
+from lib.engines import ask
+from lib.engines.ask import Response
+from lib.engines.base import Sampling
 from lib.formats import ReasoningFormat, render_response
-from lib.measure import modes
 from lib.measure.modes import answer, close_response, consensus, majority_vote
 from lib.verify import is_correct
 
@@ -22,11 +23,11 @@ def asked(monkeypatch):
     calls = []
 
     def speak(responses):
-        def generate(model, tokenizer, prompts, **options):
+        def respond(policy, prompts, *, keys, **options):
             calls.append({"prompts": list(prompts), **options})
             return responses
 
-        monkeypatch.setattr(modes, "generate", generate)
+        monkeypatch.setattr(ask, "respond", respond)
         return calls
 
     return speak
@@ -42,11 +43,12 @@ def test_the_strict_parse_decides_what_the_answer_is(asked):
         "It shows 3.": (None, None),
     }
     asked([Response(text, 7, text.startswith("<LONG")) for text in texts])
-    answers = answer((None, None), [question] * len(texts))
+    answers = answer((None, None), [dial_task(question)] * len(texts))
     assert [(a.answer, a.format) for a in answers] == list(texts.values())
     assert [a.text for a in answers] == list(texts)
-    assert [a.is_truncated for a in answers] == [False, False, False, True, False]
-    assert all(a.num_tokens == 7 and a.agreed is None for a in answers)
+    assert [a.truncated for a in answers] == [False, False, False, True, False]
+    assert [a.correct for a in answers] == [True, True, False, False, False]
+    assert all(a.num_tokens == a.tokens == 7 and a.agreed is None for a in answers)
 
 
 @pytest.mark.parametrize(
@@ -61,24 +63,24 @@ def test_the_strict_parse_decides_what_the_answer_is(asked):
 )
 def test_each_mode_forces_its_tag_and_every_option_arrives(asked, mode, prefix):
     [question] = sample_questions(1, seed=0)
-    calls = asked([])
-    answer((None, None), [question, "Why?"], mode, max_new_tokens=9, temperature=0.5, seed=3, batch_size=2)
+    calls = asked([Response("x", 1, False)] * 2)
+    found = answer((None, None), [question, "Why?"], mode, max_new_tokens=9, temperature=0.5, seed=3)
+    assert [(a.mode, a.seed, a.correct) for a in found] == [(mode, 3, None)] * 2  # no answer to compare with
     assert calls == [
         {
             "prompts": [question.prompt, "Human: Why?\nAssistant:"],
             "prefix": prefix,
             "max_new_tokens": 9,
-            "temperature": 0.5,
-            "seed": 3,
-            "batch_size": 2,
+            "sampling": Sampling(0.5, seed=3),
         }
     ]
 
 
 def test_a_question_as_text_and_as_an_object_is_the_same_question(policy):
     questions = sample_questions(6, seed=0, depths=[9, 1, 5])
-    as_objects = answer(policy, questions, "code", max_new_tokens=6)
-    assert answer(policy, [q.text for q in questions], "code", max_new_tokens=6) == as_objects
+    ways = ([dial_task(q) for q in questions], questions, [q.text for q in questions])
+    found = [answer(policy, way, "code", max_new_tokens=6) for way in ways]
+    assert len({tuple((a.text, a.answer, a.format, a.tokens) for a in answers) for answers in found}) == 1
 
 
 def test_order_is_kept_the_prefix_counted_and_truncation_flagged(policy):
@@ -88,7 +90,7 @@ def test_order_is_kept_the_prefix_counted_and_truncation_flagged(policy):
     assert len({a.text for a in together}) > 1  # else any order would do
     for found in together:  # an untrained model does not end within 5 tokens
         assert found.text.startswith("<LONG_COT>\n") and found.format is L
-        assert found.is_truncated and found.answer is None
+        assert found.truncated and found.answer is None
         assert found.num_tokens == 1 + 5
 
 
@@ -105,7 +107,7 @@ def test_a_gold_response_costs_its_tags_and_its_end_token(policy, monkeypatch):
         found = answer(policy, questions, mode.value)
         assert [a.answer for a in found] == [q.answer for q in questions]
         assert [a.num_tokens for a in found] == [token_cost(mode, q.depth) for q in questions]
-        assert not any(a.is_truncated for a in found)
+        assert not any(a.truncated for a in found)
 
 
 def recite(tokenizer, gold, *, input_ids, attention_mask, **options):
@@ -117,14 +119,6 @@ def recite(tokenizer, gold, *, input_ids, attention_mask, **options):
     width = max(map(len, rows))
     padded = input_ids.new_tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in rows])
     return torch.cat([input_ids, padded], dim=1)
-
-
-def test_sampling_is_seeded(policy):
-    questions = sample_questions(4, seed=0)
-    one, same, other = (
-        answer(policy, questions, temperature=1.0, max_new_tokens=8, seed=seed) for seed in (0, 0, 1)
-    )
-    assert one == same != other
 
 
 # ---- several responses ---------------------------------------------------------------------------
@@ -163,7 +157,7 @@ def table(monkeypatch):
     def use(rows):
         calls = []
 
-        def generate(model, tokenizer, prompts, *, prefix="", **options):
+        def respond(policy, prompts, *, prefix="", **options):
             calls.append((prefix, len(prompts)))
             turns = {}
             for prompt in prompts:
@@ -172,7 +166,7 @@ def table(monkeypatch):
                 )
             return [Response(turns[prompt].pop(0), 10, False) for prompt in prompts]
 
-        monkeypatch.setattr(modes, "generate", generate)
+        monkeypatch.setattr(ask, "respond", respond)
         return calls
 
     return use
@@ -242,7 +236,7 @@ def test_the_answer_is_forced_after_the_budget(policy, monkeypatch):
 
     monkeypatch.setattr(model, "generate", generate)
     [found] = answer(policy, [question], budget=9)
-    assert found.answer == question.answer and found.format is L and not found.is_truncated
+    assert found.answer == question.answer and found.format is L and not found.truncated
     assert found.num_tokens == 9 + len(closing) + len(end)
 
 

@@ -125,16 +125,16 @@ def test_a_local_llm_asks_once_and_remembers(tmp_path):
     model, tokenizer = load_policy("dial-llm")
     question = "Human: The red dial shows 3. Turn it +4 x7 then +1. Now? think 2.\nAssistant:"
     requests = [Request(question, 0.0, seed) for seed in (0, 5)] + [Request(question, 1.0, s) for s in (0, 1)]
-    llm = LocalLLM(model, tokenizer, cache=cache)
+    llm = LocalLLM((model, tokenizer), cache=cache)
     first = llm.ask(requests)
     assert first[0] == first[1] and "It shows" in first[0]
     asked = llm.num_tokens
     assert llm.ask(requests) == first and llm.num_tokens == asked
     with cache.open("a") as file:
         file.write('["half a li')  # what a kill leaves behind
-    again = LocalLLM(model, tokenizer, cache=cache)
+    again = LocalLLM((model, tokenizer), cache=cache)
     assert again.ask(requests) == first and again.num_tokens == 0
-    assert LocalLLM(model, tokenizer, max_new_tokens=3).ask(requests[:1]) == [None]  # cut off: no answer
+    assert LocalLLM((model, tokenizer), max_new_tokens=3).ask(requests[:1]) == [None]  # cut off: no answer
 
 
 # ---- judges and embedders, with real architectures on disk

@@ -11,11 +11,12 @@ from lib.dial.responses import (
     monologue,
     program,
     rationale,
+    read_untagged,
     statement_sizes,
     untagged_answer,
     untagged_response,
 )
-from lib.dial.tasks import dial_task, dial_teacher, gold_rows, rl_questions
+from lib.dial.tasks import dial_task, dial_tasks, dial_teacher, gold_rows, rl_questions
 from lib.dial.tokenizer import dial_tokenizer, dial_vocabulary, new_dial_model
 from lib.dial.world import (
     COLOURS,
@@ -48,6 +49,7 @@ __all__ = [
     "Question",
     "World",
     "dial_task",
+    "dial_tasks",
     "dial_teacher",
     "dial_tokenizer",
     "dial_vocabulary",
@@ -62,6 +64,7 @@ __all__ = [
     "program",
     "rationale",
     "reach",
+    "read_untagged",
     "rl_questions",
     "sample_questions",
     "statement_sizes",

@@ -30,7 +30,8 @@ from lib.bandit.environments import Surface
 from lib.dial.pretrain import PretrainConfig, pretrain
 from lib.dial.responses import untagged_answer
 from lib.dial.world import COLOURS, MAX_DEPTH, TIERS, WORLDS, Question
-from lib.engines.generate import generate
+from lib.engines.ask import respond
+from lib.engines.base import Sampling
 from lib.policies.load import CHECKPOINTS, load_policy
 from lib.policies.save import save_policy
 from lib.runs import ROOT, Run, check_provenance, start_run, write_atomically, write_provenance
@@ -182,15 +183,14 @@ def measure(
     rows = []
     for temperature in sorted({action[1] for action in actions}):
         asked = [(q, a) for a in actions if a[1] == temperature for q in questions]
-        responses = generate(
-            *policy,
+        responses = respond(
+            policy,
             [prompt(question, style, steps) for question, (style, _, steps) in asked],
-            temperature=temperature,
-            seed=seed,
+            sampling=Sampling(temperature, seed=seed),
             max_new_tokens=max_new_tokens,
         )
         rows += [
-            (mixture(q), q.depth, *action, read_answer(response.text) == q.answer, response.num_tokens)
+            (mixture(q), q.depth, *action, read_answer(response.text) == q.answer, response.tokens)
             for (q, action), response in zip(asked, responses, strict=True)
         ]
     names = ["kind", "depth", "instruction", "temperature", "steps", "right", "tokens"]

@@ -89,3 +89,9 @@ def untagged_answer(text: str) -> str | None:
     """The digit in the closing sentence of an untagged response, or None."""
     match = re.search(r"It shows (\d)\.\s*$", text)
     return match[1] if match else None
+
+
+def read_untagged(text: str) -> tuple[ReasoningFormat | None, str | None]:
+    """The style that an untagged response begins in, and its answer: how to read the base model."""
+    style = next((format for format, start in UNTAGGED_PREFIX.items() if text.startswith(start)), None)
+    return style, untagged_answer(text)

@@ -6,10 +6,12 @@ import hashlib
 import math
 import random
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from lib.dial.responses import gold_response
 from lib.dial.world import Question, parse_question, sample_questions
 from lib.formats import ReasoningFormat
+from lib.sources.catalogue import register
 from lib.sources.sft_set import sft_row, stage
 from lib.sources.teachers import Assignment, Reply
 from lib.tasks import Task
@@ -20,13 +22,31 @@ def dial_task(question: Question) -> Task:
     key = f"{question.world}|{question.start}|{' '.join(question.operations)}"
     return Task(
         id=f"{question.world}/{hashlib.sha256(key.encode()).hexdigest()[:16]}",
-        source=question.world,
         question=question.text,
         answer=question.answer,
         kind="text" if question.world == "cups" else "number",
+        source=question.world,
         tier=question.tier,
+        depth=question.depth,
         split=question.split,
     )
+
+
+def dial_tasks(
+    count: int, *, split: str = "test", seed: int, sft_share: float | None = None, **choice: Any
+) -> list[Task]:
+    """The loader of this world: `sample_questions` as tasks, with its options depths, world and distinct.
+
+    With `sft_share` training questions are those for RL (`rl_questions`).
+    """
+    if split == "train" and sft_share is not None:
+        questions = rl_questions(count, seed=seed, sft_share=sft_share, **choice)
+    else:
+        questions = sample_questions(count, seed=seed, split=split, **choice)
+    return [dial_task(question) for question in questions]
+
+
+register("dial", dial_tasks)
 
 
 def dial_teacher(tasks: Sequence[Assignment]) -> list[Reply]:

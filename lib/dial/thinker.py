@@ -5,23 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from lib.dial.responses import monologue, untagged_response
-from lib.dial.tasks import dial_task
 from lib.dial.tokenizer import dial_vocabulary
 from lib.dial.world import Question
 from lib.formats import ReasoningFormat
 from lib.methods.sft import SFTConfig
-from lib.thinking import CLOSE, OPEN, question_rows
-
-
-def thinking_rows(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """`question_rows` of dial questions, with their depth."""
-    rows = question_rows([dial_task(question) for question in questions], tokenizer)
-    return [row | {"depth": question.depth} for row, question in zip(rows, questions, strict=True)]
+from lib.thinking import CLOSE, OPEN
 
 
 def thinker_rows(questions: Sequence[Question], *, seed: int = 0) -> list[dict[str, str]]:

@@ -1,48 +1,32 @@
-"""Ask a policy: answers in a chosen format, batched generation, and the state it decides from."""
+"""The ways to ask a policy that can answer in several formats: one format, all of them, votes, a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from operator import eq
-from typing import Any, Protocol
+from typing import Protocol
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from lib.engines.generate import Response, generate
-from lib.formats import ReasoningFormat, detect_format, parse_response
-from lib.tasks import FRAME
+from lib.engines.ask import Policy, Response, as_engine, ask, respond
+from lib.engines.base import Engine, Sampling
+from lib.formats import ReasoningFormat, detect_format
+from lib.tasks import Rollout, Task, question_key
 
 MODES = ("adaptive", *(format.value for format in ReasoningFormat), "consensus", "majority")
 SHORT_FORMATS = (ReasoningFormat.DIRECT, ReasoningFormat.SHORT_COT, ReasoningFormat.CODE)
 ANSWER_ROOM = 16  # tokens for an answer that is forced
+Ask = Callable[[Sequence[Task], str], list[Rollout]]
 
 
 class Prompted(Protocol):
-    """A question that brings its prompt; dial questions and real ones do."""
+    """Whatever brings its prompt; without a kind it can be asked, and not be scored."""
 
     prompt: str
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a policy answered, in which format, at which cost in tokens (see `Response`).
-
-    `answer` is None where the response is not valid; `format` is then the one it opens with, if any.
-    `num_tokens` sums all responses that were written to find the answer. `agreed` says whether the short
-    formats agreed (consensus) or all votes (majority), and is None in the other modes.
-    """
-
-    answer: str | None
-    format: ReasoningFormat | None
-    text: str
-    num_tokens: int
-    is_truncated: bool
-    agreed: bool | None = None
-
-
 def answer(
-    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    policy: Policy,
     questions: Sequence[str | Prompted],
     mode: str = "adaptive",
     *,
@@ -53,13 +37,15 @@ def answer(
     seed: int = 0,
     batch_size: int = 256,
     equal: Callable[[str, str], bool] = eq,
-) -> list[Answer]:
+    method: str = "",
+) -> list[Rollout]:
     """Ask each question, in order; the policy picks the format, or `mode` names it (ARM, section 4.4).
 
     "consensus" asks in the three short formats, and in long CoT where they do not all agree. "majority" takes
     the most frequent answer of `samples` adaptive responses. With a `budget` a response that is not finished
-    after so many tokens is closed, and its answer forced. A question is text, which is put into ARM's frame,
-    or an object with its prompt. Temperature 0 is greedy. `equal` compares two answers (see `lib.verify`).
+    after so many tokens is closed, and its answer forced. A question is a `Task`; text is put into ARM's
+    frame, and is neither right nor wrong. Temperature 0 is greedy. `equal` compares two answers (see
+    `lib.verify`).
     """
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; there are {', '.join(MODES)}")
@@ -71,30 +57,27 @@ def answer(
         raise ValueError(
             "majority needs samples of 1 or more and a temperature above 0: greedy votes are equal"
         )
-    options = {"temperature": temperature, "seed": seed, "batch_size": batch_size}
-    prompts = [FRAME.format(question=q) if isinstance(q, str) else q.prompt for q in questions]
+    engine, tasks = as_engine(policy, batch_size=batch_size), [_as_task(question) for question in questions]
+    force = partial(force_answers, engine, sampling=Sampling(temperature, seed=seed)) if budget else None
 
-    def ask(asked: Sequence[str], prefix: str) -> list[Answer]:
-        limit = budget or max_new_tokens
-        responses = generate(*policy, asked, prefix=prefix, max_new_tokens=limit, **options)
-        if budget:
-            responses = force_answers(policy, asked, responses, **options)
-        return [_read_answer(response) for response in responses]
+    def asked(chosen: Sequence[Task], prefix: str) -> list[Rollout]:
+        named = {"method": method, "mode": mode, "temperature": temperature, "seed": seed, "revise": force}
+        return ask(engine, chosen, prefix=prefix, max_new_tokens=budget or max_new_tokens, **named)
 
     if mode == "consensus":
-        return _by_consensus(ask, prompts, equal)
+        return _by_consensus(asked, tasks, equal)
     if mode == "majority":
-        votes = ask([prompt for prompt in prompts for _ in range(samples)], "")
-        return [
-            _by_majority(votes[first : first + samples], equal) for first in range(0, len(votes), samples)
-        ]
-    return ask(prompts, "" if mode == "adaptive" else ReasoningFormat(mode).prefix)
+        votes = asked([task for task in tasks for _ in range(samples)], "")
+        ballots = [votes[first : first + samples] for first in range(0, len(votes), samples)]
+        return [_by_majority(ballot, equal) for ballot in ballots]
+    return asked(tasks, "" if mode == "adaptive" else ReasoningFormat(mode).prefix)
 
 
-def _read_answer(response: Response) -> Answer:
-    parsed = parse_response(response.text)
-    found = parsed.answer if parsed.is_valid else None
-    return Answer(found, parsed.format, response.text, response.num_tokens, response.is_truncated)
+def _as_task(question: str | Prompted) -> Task:
+    if isinstance(question, Task):
+        return question
+    text, prompt = (question, "") if isinstance(question, str) else (question.prompt, question.prompt)
+    return Task(question_key(text), text, answer="", kind="text", tier="", source="", prompt=prompt)
 
 
 # ---- several responses to one question -----------------------------------------------------------
@@ -121,21 +104,16 @@ def _all_equal(answers: Sequence[str | None], equal: Callable[[str, str], bool])
     return all(a is not None for a in answers) and all(equal(answers[0], a) for a in answers[1:])
 
 
-def _by_consensus(
-    ask: Callable[[Sequence[str], str], list[Answer]],
-    prompts: Sequence[str],
-    equal: Callable[[str, str], bool],
-) -> list[Answer]:
+def _by_consensus(asked: Ask, tasks: Sequence[Task], equal: Callable[[str, str], bool]) -> list[Rollout]:
     """Long CoT is asked only where it is needed; the tokens of all that was written are summed."""
-    short = list(zip(*(ask(prompts, format.prefix) for format in SHORT_FORMATS), strict=True))
+    short = list(zip(*(asked(tasks, format.prefix) for format in SHORT_FORMATS), strict=True))
     split = [i for i, given in enumerate(short) if not _all_equal([a.answer for a in given], equal)]
-    long = dict(zip(split, ask([prompts[i] for i in split], ReasoningFormat.LONG_COT.prefix), strict=True))
+    long = dict(zip(split, asked([tasks[i] for i in split], ReasoningFormat.LONG_COT.prefix), strict=True))
     found = []
     for place, given in enumerate(short):
         last = long.get(place, given[0])
-        chosen, used_long = consensus(*(a.answer for a in given), last.answer, equal=equal)
-        tokens = sum(a.num_tokens for a in given) + (last.num_tokens if used_long else 0)
-        found.append(replace(last, answer=chosen, num_tokens=tokens, agreed=not used_long))
+        tokens = sum(a.tokens for a in given) + (last.tokens if place in long else 0)
+        found.append(replace(last, sample=given[0].sample, tokens=tokens, agreed=place not in long))
     return found
 
 
@@ -145,41 +123,34 @@ def majority_vote(answers: Sequence[str | None], *, equal: Callable[[str, str], 
     return max(read, key=lambda answer: sum(equal(answer, other) for other in read), default=None)
 
 
-def _by_majority(votes: Sequence[Answer], equal: Callable[[str, str], bool]) -> Answer:
+def _by_majority(votes: Sequence[Rollout], equal: Callable[[str, str], bool]) -> Rollout:
     """The first response with the winning answer, with the tokens of all votes."""
     winner = majority_vote([vote.answer for vote in votes], equal=equal)
     chosen = next(vote for vote in votes if vote.answer == winner)
-    tokens = sum(vote.num_tokens for vote in votes)
-    return replace(chosen, num_tokens=tokens, agreed=_all_equal([vote.answer for vote in votes], equal))
+    agreed = _all_equal([vote.answer for vote in votes], equal)
+    sample = votes[0].sample // len(votes)
+    return replace(chosen, sample=sample, tokens=sum(vote.tokens for vote in votes), agreed=agreed)
 
 
 # ---- a budget ------------------------------------------------------------------------------------
 
 
 def force_answers(
-    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase],
-    prompts: Sequence[str],
-    responses: Sequence[Response],
-    **options: Any,
+    engine: Engine, prompts: Sequence[str], responses: Sequence[Response], *, sampling: Sampling
 ) -> list[Response]:
     """Close the responses that are cut off, and let the policy write the answer right there.
 
     The tokens of the closing and of the answer are counted too, so they come on top of the budget.
     """
-    model, tokenizer = policy
-    cut = [place for place, response in enumerate(responses) if response.is_truncated]
+    cut = [place for place, response in enumerate(responses) if response.truncated]
     closed = [close_response(responses[place].text) for place in cut]
-    forced = generate(
-        model,
-        tokenizer,
-        [prompts[place] + text for place, text in zip(cut, closed, strict=True)],
-        max_new_tokens=ANSWER_ROOM,
-        **options,
-    )
+    asked = [prompts[place] + text for place, text in zip(cut, closed, strict=True)]
+    keys = [(prompt, place) for place, prompt in enumerate(asked)]
+    forced = respond(engine, asked, max_new_tokens=ANSWER_ROOM, sampling=sampling, keys=keys)
     found = list(responses)
     for place, text, end in zip(cut, closed, forced, strict=True):
-        tokens = len(tokenizer(text, add_special_tokens=False).input_ids) + end.num_tokens
-        found[place] = Response(f"{text}{end.text}", tokens, end.is_truncated)
+        tokens = len(engine.tokenizer(text, add_special_tokens=False).input_ids) + end.tokens
+        found[place] = Response(f"{text}{end.text}", tokens, end.truncated)
     return found
 
 

@@ -34,6 +34,7 @@ from lib.methods.training import (
 from lib.policies.adapters import add_lora, merge_adapter
 from lib.policies.load import fingerprint, load_policy
 from lib.runs import Run, digest
+from lib.tasks import Task, task_rows
 from lib.verify import Rules
 
 Formats = Sequence[Sequence[ReasoningFormat | str | None]]
@@ -320,14 +321,9 @@ class AdaGRPOConfig:
         )
 
 
-def question_rows(questions: Sequence[Any]) -> Dataset:
-    """Rows to train on, from questions with `prompt`, `answer`, `tier` and, unless numbers, `kind`."""
-    return Dataset.from_list(
-        [
-            {"prompt": q.prompt, "answer": q.answer, "kind": getattr(q, "kind", "number"), "tier": q.tier}
-            for q in questions
-        ]
-    )
+def question_rows(tasks: Sequence[Task]) -> Dataset:
+    """Rows to train on: prompt, answer, kind and tier of each task."""
+    return Dataset.from_list(task_rows(tasks))
 
 
 def training_arguments(config: AdaGRPOConfig, folder: Path) -> trl.GRPOConfig:

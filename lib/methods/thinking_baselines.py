@@ -7,81 +7,64 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import pandas as pd
 import trl
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from lib.measure.evaluation import respond
+from lib.engines.ask import Policy, ask
 from lib.methods.callbacks import RunCallback
 from lib.methods.training import no_noise, prepare, shared_arguments
 from lib.policies.load import load_policy
 from lib.runs import Run
-from lib.thinking import CLOSE
+from lib.tasks import Rollout, Task, rollout_table
+from lib.thinking import CLOSE, NOTHINKING, read_thinking
 
 
 def sample_modes(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    samples: int,
-    seed: int = 0,
-    max_new_tokens: int = 160,
-) -> pd.DataFrame:
-    """`samples` free responses to each row, and as many that skip thinking: `respond` with the prompts."""
-    found = [
-        respond(
-            model,
-            tokenizer,
-            [row for row in rows for _ in range(samples)],
-            prefix=prefix,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-        )
-        for prefix in ("", CLOSE)
-    ]
-    prompts = {row["id"]: row["prompt"] for row in rows}
-    both = pd.concat(found, ignore_index=True)
-    return both.assign(prompt=both["id"].map(prompts))
+    policy: Policy, tasks: Sequence[Task], *, samples: int, seed: int = 0, max_new_tokens: int = 160
+) -> list[Rollout]:
+    """`samples` free responses to each task, and as many that skip thinking, all at temperature 1."""
+    asked = [task for task in tasks for _ in range(samples)]
+    options = {"read": read_thinking, "temperature": 1.0, "seed": seed, "max_new_tokens": max_new_tokens}
+    free = ask(policy, asked, **options)
+    return free + ask(policy, asked, prefix=CLOSE, mode=NOTHINKING, **options)
 
 
-def mixed_rows(found: pd.DataFrame, *, seed: int = 0) -> list[dict[str, str]]:
+def mixed_rows(rollouts: Sequence[Rollout], tasks: Sequence[Task], *, seed: int = 0) -> list[dict[str, str]]:
     """RFT-MixThinking: the right responses of one mode to each question, as SFT rows; none that was cut off.
 
     NoThinking where it is right as often as Thinking or more often, else Thinking.
     """
-    rows = []
-    for _, group in found.groupby("id", sort=False):
-        skipped, thought = group[group["nothinking"]], group[~group["nothinking"]]
+    rows, prompts = [], {task.id: task.prompt for task in tasks}
+    for task_id, group in rollout_table(rollouts, tasks).groupby("task_id", sort=False):
+        is_skipped = group["format"] == NOTHINKING
+        skipped, thought = group[is_skipped], group[~is_skipped]
         skips = len(skipped) > 0 and (thought.empty or skipped["correct"].mean() >= thought["correct"].mean())
         kept = skipped if skips else thought
-        for _, row in kept[kept["correct"] & ~kept["truncated"]].iterrows():
-            rows.append({"prompt": row["prompt"], "completion": row["response"]})
+        for text in kept.loc[kept["correct"] & ~kept["truncated"], "text"]:
+            rows.append({"prompt": prompts[task_id], "completion": text})
     random.Random(seed).shuffle(rows)
     return rows
 
 
-def shortest_pairs(found: pd.DataFrame, *, seed: int = 0) -> list[dict[str, str]]:
+def shortest_pairs(
+    rollouts: Sequence[Rollout], tasks: Sequence[Task], *, seed: int = 0
+) -> list[dict[str, str]]:
     """DPO pairs among free responses: the shortest right one is chosen over the longest one.
 
     A question whose responses are all of one length, or all wrong, gives none.
     """
-    pairs = []
-    for _, group in found[~found["truncated"] & ~found["nothinking"]].groupby("id", sort=False):
+    pairs, prompts = [], {task.id: task.prompt for task in tasks}
+    found = rollout_table(rollouts, tasks)
+    found = found[~found["truncated"] & (found["format"] != NOTHINKING)]
+    for task_id, group in found.groupby("task_id", sort=False):
         right = group[group["correct"]]
         if right.empty or right["tokens"].min() == group["tokens"].max():
             continue
         chosen, rejected = right.loc[right["tokens"].idxmin()], group.loc[group["tokens"].idxmax()]
-        pairs.append(
-            {
-                "prompt": chosen["prompt"],
-                "chosen": chosen["response"],
-                "rejected": rejected["response"],
-            }
-        )
+        texts = {"chosen": chosen["text"], "rejected": rejected["text"]}
+        pairs.append({"prompt": prompts[task_id], **texts})
     random.Random(seed).shuffle(pairs)
     return pairs
 

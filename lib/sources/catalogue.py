@@ -7,14 +7,16 @@ problem beside the rest: rows read = examples + problems, always. Both ways in g
 from __future__ import annotations
 
 import json
+import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from lib.sources import readers
 from lib.sources.files import DataError, Row, RowError, file_rows
@@ -184,7 +186,7 @@ SOURCES: dict[str, Source] = {
         revision="c30699e8356da336a370243923dbaf21066bb9fe",
         configs=("all",),
         splits={"test": "test", "validation": "validation"},
-        note="tier ours: recall and college mathematics mixed; the subject is in `task`",
+        note="tier ours: recall and college mathematics mixed; the subject is in `topic`",
     ),
     "aqua_rat": Source(
         readers.read_choice,
@@ -236,6 +238,57 @@ def sources_table() -> pd.DataFrame:
 
 
 # ---- loading -------------------------------------------------------------------------------------
+
+Loader = Callable[..., list[Task]]  # (count, *, split, seed, **options)
+_WORLDS: dict[str, Loader] = {}
+
+
+def register(name: str, loader: Loader) -> None:
+    """Make a world of questions that are drawn, not read, known to `load_tasks` by a name of its own."""
+    _WORLDS[name] = loader
+
+
+def load_tasks(
+    names: Sequence[str],
+    *,
+    split: str = "test",
+    count: int | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    fits: Callable[[Task], bool] | None = None,
+    **options: Any,
+) -> list[Task]:
+    """Tasks of one split, `count` in all, as evenly from each source as can be.
+
+    Of a dataset, from the hub or from `folder`/<name>_<split>.jsonl, a seeded sample without repetition, or
+    all there is; a question may be left out by `fits`, see `fits_in`. `options` are for registered worlds,
+    which draw their questions: the dial world has depths, distinct, world and sft_share.
+    """
+    if isinstance(names, str) or not names:
+        raise DataError(f"sources must be a list of names, got {names!r}")
+    if unknown := [name for name in names if name not in (*_WORLDS, *SOURCES)]:
+        raise DataError(f"unknown source {unknown[0]!r}; there are {', '.join((*_WORLDS, *SOURCES))}")
+    if count is not None and count < len(names):
+        raise DataError(f"count must be {len(names)} or more, one question a source, got {count}")
+    tasks: list[Task] = []
+    for place, name in enumerate(names):
+        share = None if count is None else count // len(names) + (place < count % len(names))
+        if name in _WORLDS:
+            if share is None:
+                raise DataError(f"the questions of {name} are drawn: say how many (count=)")
+            tasks += _WORLDS[name](share, split=split, seed=seed, **options)
+            continue
+        path = None if folder is None else Path(folder) / f"{name}_{split}.jsonl"
+        found = [task for task in load(name, path, split=split).examples if fits is None or fits(task)]
+        if share is not None and share < len(found):
+            found = random.Random(f"{seed}|{name}|{split}").sample(found, share)
+        tasks += found
+    return tasks
+
+
+def fits_in(tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> Callable[[Task], bool]:
+    """Whether the prompt of a task has at most so many tokens: what `load_tasks` may ask for."""
+    return lambda task: len(tokenizer(task.prompt).input_ids) <= max_prompt_tokens
 
 
 def load(
@@ -302,7 +355,7 @@ def _example(source: str, row: Row, split: str) -> Task:
     except (AttributeError, KeyError, TypeError) as error:  # a field of another shape than any we know
         raise RowError(f"a field has an unknown shape ({type(error).__name__}: {error})") from None
     fields = {"kind": SOURCES[source].kind, "tier": SOURCES[source].tier, **fields}
-    return Task(f"{source}/{question_key(fields['question'])}", source, split=split, **fields)
+    return Task(f"{source}/{question_key(fields['question'])}", source=source, split=split, **fields)
 
 
 def _hub_rows(

@@ -96,7 +96,7 @@ def read_choice(row: Row) -> dict[str, Any]:
         answer = LETTERS[labels.index(answer)]
     elif answer.isdigit() and int(answer) < len(options):  # MMLU counts its choices from 0
         answer = LETTERS[int(answer)]
-    return _choice(stem, options, answer, task=row.get("subject") or "", **_rationale(row.get("rationale")))
+    return _choice(stem, options, answer, topic=row.get("subject") or "", **_rationale(row.get("rationale")))
 
 
 def read_gsm8k(row: Row) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def read_math(row: Row) -> dict[str, Any]:
     return {
         "question": _text(row, "problem", "question"),
         "answer": answer,
-        "task": task.partition("/")[0].lower().replace("&", "and").replace(" ", "_"),
+        "topic": task.partition("/")[0].lower().replace("&", "and").replace(" ", "_"),
         **_rationale(solution),
     }
 
@@ -150,7 +150,7 @@ def read_aime(row: Row) -> dict[str, Any]:
 def read_bbh(row: Row) -> dict[str, Any]:
     """BBH: each task has its own kind of answer, told apart by the row itself; the text stays as it is."""
     question, answer = _text(row, "input", "question"), _text(row, "target", "answer", "ground_truth")
-    fields = {"question": question, "answer": answer, "kind": "text", "task": row.get("task") or ""}
+    fields = {"question": question, "answer": answer, "kind": "text", "topic": row.get("task") or ""}
     listed = question.rpartition("Options:")[2] if "Options:" in question else ""
     lettered = _split_options(listed, r"\s\({}\)")[1]
     if lettered:
@@ -199,9 +199,9 @@ def read_adareasoner(row: Row) -> dict[str, Any]:
         if answer not in ("yes", "no"):
             raise RowError(f"the answer {answer!r} is not yes or no")
         fields = {"question": question, "answer": answer, "kind": "text", "options": ("yes", "no")}
-        return fields | {"task": task, "tier": tier}
+        return fields | {"topic": task, "tier": tier}
     stem, options = _split_options(question, label, names)
     if answer not in options:
         raise RowError(f"the answer {answer!r} is none of the {len(options)} options")
     letter = LETTERS[options.index(answer)]
-    return _choice(stem.removesuffix("Options:").strip(), options, letter, task=task, tier=tier)
+    return _choice(stem.removesuffix("Options:").strip(), options, letter, topic=task, tier=tier)

@@ -28,7 +28,7 @@ from lib.bandit.rivals import ConfigurationBandit, best_fixed, random_actions, r
 from lib.bandit.training import BanditConfig, BanditTrainer
 from lib.dial import frozen_llm
 from lib.dial.world import Question
-from lib.engines.generate import decision_states
+from lib.engines.local import decision_states
 from lib.measure.intervals import mean_interval, seed_interval
 from lib.policies.load import load_policy
 from lib.runs import ROOT, provenance, read_json, write_json

@@ -20,29 +20,25 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lib import thinking
 from lib.dial import thinker
-from lib.dial.tasks import gold_rows, rl_questions
+from lib.dial.tasks import dial_tasks, gold_rows
 from lib.dial.world import MAX_DEPTH, TIERS, sample_questions
-from lib.engines.generate import decision_states
+from lib.engines.ask import ask
+from lib.engines.local import decision_states
 from lib.formats import ReasoningFormat
-from lib.measure import evaluation
-from lib.measure.evaluation import (
-    evaluate_formats,
-    format_report,
-    policy_rows,
-    policy_summary,
-    probe_accuracy,
-)
+from lib.measure.evaluation import ask_in_every_format, format_report, probe_accuracy, summary
 from lib.measure.modes import answer
-from lib.methods import adaptthink, reference_samples
+from lib.methods import adaptthink
 from lib.methods.ada_grpo import AdaGRPOConfig, question_rows, train_ada_grpo
+from lib.methods.reference_samples import sample_reference
 from lib.methods.sft import SFTConfig, train_sft
 from lib.methods.thinking_baselines import mixed_rows, sample_modes, shortest_pairs, train_dpo
 from lib.policies.adapters import merge_adapter
 from lib.policies.load import CHECKPOINTS, load_policy
 from lib.policies.save import save_policy
 from lib.runs import ROOT, Run, provenance, read_json, start_run, write_atomically, write_json
+from lib.tasks import rollout_table, task_rows
+from lib.thinking import CLOSE, NOTHINKING, read_thinking, thinking_tasks, with_reference
 
 RUNS = ROOT / "data" / "reference_runs"
 MOST_ROWS = 40  # of metrics.jsonl: a curve needs no more
@@ -80,14 +76,16 @@ def sft(method: str, seed: int, run: Run) -> Outcome:
     model, tokenizer, facts = train_sft(config, rows, validation_rows, run, say=print)
     if method != "full":
         model = merge_adapter(config.base, run.checkpoint / "result", quantised=method == "qlora")
-    questions = sample_questions(1500, seed=seed + 21, split="test")
-    depths = range(1, MAX_DEPTH + 1)
-    forced = sample_questions(1200, seed=seed + 22, split="test", depths=depths, distinct=True)
-    answers = answer((model, tokenizer), questions, temperature=1.0, seed=seed)
-    summary = format_report(answers, questions, evaluate_formats(model, tokenizer, forced))
-    states = decision_states(model, tokenizer, [question.prompt for question in questions])
-    summary["probe_accuracy"] = probe_accuracy(states, [question.tier for question in questions])
-    return Outcome(summary, facts, model, tokenizer)
+    tasks = dial_tasks(1500, seed=seed + 21)
+    graded = dial_tasks(1200, seed=seed + 22, depths=range(1, MAX_DEPTH + 1), distinct=True)
+    free = answer((model, tokenizer), tasks, temperature=1.0, seed=seed)
+    forced = ask_in_every_format((model, tokenizer), graded)
+    run.keep_rollouts("free", free)
+    run.keep_rollouts("forced", forced)
+    report = format_report(rollout_table(free, tasks), rollout_table(forced, graded))
+    states = decision_states(model, tokenizer, [task.prompt for task in tasks])
+    report["probe_accuracy"] = probe_accuracy(states, [task.tier for task in tasks])
+    return Outcome(report, facts, model, tokenizer)
 
 
 ADA_GRPO: dict[str, dict[str, Any]] = {
@@ -103,12 +101,14 @@ def ada_grpo(method: str, seed: int, run: Run) -> Outcome:
     """Notebook 03: dial-sft trained by Ada-GRPO, by GRPO, or by Ada-GRPO with something taken away."""
     config = AdaGRPOConfig.cpu(seed=seed, **ADA_GRPO[method])
     depths = TIERS["hard"] if method == "hard_only" else None
-    questions = rl_questions(config.batches * config.prompts, seed=seed, sft_share=SFT_SHARE, depths=depths)
-    model, tokenizer, facts = train_ada_grpo(config, question_rows(questions), run, say=print)
-    asked = sample_questions(1200, seed=23, split="test")
+    count = config.batches * config.prompts
+    tasks = dial_tasks(count, split="train", seed=seed, sft_share=SFT_SHARE, depths=depths)
+    model, tokenizer, facts = train_ada_grpo(config, question_rows(tasks), run, say=print)
+    asked = dial_tasks(1200, seed=23)
     # ARM evaluates at temperature 0.7.
-    answers = answer((model, tokenizer), asked, temperature=0.7, seed=seed)
-    return Outcome(policy_summary(policy_rows(answers, asked)), facts, model, tokenizer)
+    rollouts = answer((model, tokenizer), asked, temperature=0.7, seed=seed)
+    run.keep_rollouts("test", rollouts)
+    return Outcome(summary(rollout_table(rollouts, asked)), facts, model, tokenizer)
 
 
 THINKING_METHODS: dict[str, dict[str, Any]] = {
@@ -131,32 +131,33 @@ def thinking_training_rows(
     seed: int, *, beyond: bool = False
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Questions to train on with the reference's accuracy, the same for every seed, and others to watch."""
-    model, tokenizer = load_policy("dial-thinker")
-    questions = {"reference_samples": sample_questions(768, seed=50, distinct=True)}
+    policy = load_policy("dial-thinker")
+    drawn = {"reference_samples": dial_tasks(768, split="train", seed=50, distinct=True)}
     if beyond:
-        questions["reference_samples_beyond"] = sample_questions(192, seed=50, depths=BEYOND, distinct=True)
+        deeper = dial_tasks(192, split="train", seed=50, depths=BEYOND, distinct=True)
+        drawn["reference_samples_beyond"] = deeper
     rows = []
-    for name, asked in questions.items():
-        path = RUNS / "05_adaptthink" / f"{name}.jsonl"
-        asked_rows = thinker.thinking_rows(asked, tokenizer)
-        reference = reference_samples.sample_reference(model, tokenizer, asked_rows, path, say=print)
-        rows += thinking.with_reference(asked_rows, reference)
-    watched = sample_questions(240, seed=seed + 51, split="validation")
-    return rows, thinker.thinking_rows(watched, tokenizer)
+    for name, tasks in drawn.items():
+        tasks = thinking_tasks(tasks, policy[1])
+        reference = sample_reference(policy, tasks, RUNS / "05_adaptthink" / f"{name}.jsonl", say=print)
+        rows += with_reference(task_rows(tasks), reference)
+    watched = dial_tasks(240, split="validation", seed=seed + 51)
+    return rows, task_rows(thinking_tasks(watched, policy[1]))
 
 
 def thinking_baseline(method: str, seed: int, run: Run) -> tuple[Any, Any, dict[str, Any]]:
     """Mixed SFT ("rft") or DPO on the shortest right responses, from samples of dial-thinker."""
-    model, tokenizer = load_policy("dial-thinker")
-    rows = thinker.thinking_rows(sample_questions(768, seed=50, distinct=True), tokenizer)
-    found = sample_modes(model, tokenizer, rows, samples=4, seed=seed)
+    policy = load_policy("dial-thinker")
+    tasks = thinking_tasks(dial_tasks(768, split="train", seed=50, distinct=True), policy[1])
+    rollouts = sample_modes(policy, tasks, samples=4, seed=seed)
+    run.keep_rollouts("sampled", rollouts)
     if method == "rft":
-        chosen = mixed_rows(found, seed=seed)
+        chosen = mixed_rows(rollouts, tasks, seed=seed)
         config = replace(thinker.thinker_config(seed), base="dial-thinker", max_steps=80, learning_rate=3e-4)
         return train_sft(config, chosen[64:], chosen[:64], run, say=print)
-    pairs = shortest_pairs(found, seed=seed)
+    pairs = shortest_pairs(rollouts, tasks, seed=seed)
     model, tokenizer = train_dpo("dial-thinker", pairs, run, steps=40, seed=seed, say=print)
-    return model, tokenizer, {"pairs": len(pairs), "questions": len(rows), "steps": 40}
+    return model, tokenizer, {"pairs": len(pairs), "questions": len(tasks), "steps": 40}
 
 
 def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
@@ -175,20 +176,20 @@ def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
         config = replace(adaptthink.AdaptThinkConfig.cpu(), seed=seed, **THINKING_METHODS[method])
         rows, watched = thinking_training_rows(seed, beyond=method == "beyond_reach")
         model, tokenizer, facts = adaptthink.train_adaptthink(config, rows, watched, run, say=print)
-    prefix = thinking.CLOSE if method == "nothinking" else ""
-    balanced = sample_questions(1500, seed=seed + 52, split="test")
-    deep = sample_questions(1200, seed=seed + 53, split="test", depths=range(1, MAX_DEPTH + 1), distinct=True)
-    deeper = sample_questions(400, seed=seed + 54, split="test", depths=BEYOND, distinct=True)
-    found = [
-        evaluation.respond(
-            model, tokenizer, thinker.thinking_rows(questions, tokenizer), prefix=prefix, seed=seed
-        )
-        for questions in (balanced, deep, deeper)
-    ]
-    summary = evaluation.thinking_summary(found[0])
-    for asked in found[1:]:
-        summary["depths"] |= evaluation.thinking_summary(asked)["depths"]
-    return Outcome(summary, facts, model, tokenizer)
+    options = {"read": read_thinking, "temperature": 1.0, "seed": seed}
+    options |= {"prefix": CLOSE, "mode": NOTHINKING} if method == "nothinking" else {}
+    sets = {
+        "balanced": dial_tasks(1500, seed=seed + 52),
+        "deep": dial_tasks(1200, seed=seed + 53, depths=range(1, MAX_DEPTH + 1), distinct=True),
+        "deeper": dial_tasks(400, seed=seed + 54, depths=BEYOND, distinct=True),
+    }
+    numbers = {}
+    for name, tasks in sets.items():
+        rollouts = ask((model, tokenizer), thinking_tasks(tasks, tokenizer), **options)
+        run.keep_rollouts(name, rollouts)
+        numbers[name] = summary(rollout_table(rollouts, tasks))
+    depths = {depth: at for found in numbers.values() for depth, at in found["depths"].items()}
+    return Outcome(numbers["balanced"] | {"depths": depths}, facts, model, tokenizer)
 
 
 EXPERIMENTS: dict[str, tuple[str, Callable[[str, int, Run], Outcome]]] = {

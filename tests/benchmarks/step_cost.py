@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import trl
 
-from lib.dial import sample_questions
+from lib.dial import dial_tasks
 from lib.methods.ada_grpo import AdaGRPOConfig, AdaGRPOTrainer, question_rows, training_arguments
 from lib.methods.rewards import accuracy_reward
 from lib.methods.training import no_noise
@@ -36,7 +36,7 @@ def make(kind: type[trl.GRPOTrainer], folder: Path, **options: object) -> trl.GR
         model=model,
         reward_funcs=accuracy_reward(),
         args=arguments,
-        train_dataset=question_rows(sample_questions(960, seed=0)),
+        train_dataset=question_rows(dial_tasks(960, split="train", seed=0)),
         processing_class=tokenizer,
         **options,
     )
