@@ -143,6 +143,8 @@ def force_answers(
     The tokens of the closing and of the answer are counted too, so they come on top of the budget.
     """
     cut = [place for place, response in enumerate(responses) if response.truncated]
+    if not cut:
+        return list(responses)
     closed = [close_response(responses[place].text) for place in cut]
     asked = [prompts[place] + text for place, text in zip(cut, closed, strict=True)]
     keys = [(prompt, place) for place, prompt in enumerate(asked)]
