@@ -207,7 +207,7 @@ def start_run(notebook: str, profile: str, config: Mapping[str, Any], name: str 
         if path.exists() and read_json(path) != json.loads(json.dumps(dict(config))):
             old = folder / "previous" / _now()
             old.mkdir(parents=True)
-            for kept in ("config.json", "metrics.json"):
+            for kept in ("config.json", "metrics.json", "rollouts"):
                 if (folder / kept).exists():
                     (folder / kept).rename(old / kept)
     write_json(path, config)

@@ -10,7 +10,9 @@ import time
 import pytest
 
 from lib import runs
+from lib.formats import ReasoningFormat
 from lib.runs import CheckpointError, RunFolderError, check_provenance, start_run, write_atomically
+from lib.tasks import Rollout
 
 
 def test_a_run_folder_holds_config_metrics_and_result(private_runs):
@@ -228,3 +230,17 @@ def test_provenance_is_checked_file_by_file(tmp_path):
     (tmp_path / "provenance.json").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         check_provenance(tmp_path)
+
+
+def test_rollouts_are_kept_and_read(private_runs):
+    run = runs.start_run("nb", "cpu", {"seed": 0})
+    facts = {"method": "m", "mode": "code", "format": ReasoningFormat.CODE, "answer": "3", "correct": True}
+    texts = ("<CODE>\n\u2028 3", "no\x85 end\n")
+    rollouts = [
+        Rollout("t/1", sample=i, seed=0, text=text, tokens=9, truncated=False, **facts)
+        for i, text in enumerate(texts)
+    ]
+    run.keep_rollouts("test", rollouts)
+    assert run.read_rollouts("test") == rollouts
+    runs.start_run("nb", "cpu", {"seed": 1})
+    assert not (run.folder / "rollouts").exists(), "another configuration has rollouts of its own"
