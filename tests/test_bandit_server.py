@@ -182,6 +182,7 @@ def served(chat_checkpoint, tmp_path_factory):
         yield url
 
 
+@pytest.mark.slow
 def test_a_real_server_replies_as_the_local_model_does(dial, served, chat_checkpoint, tmp_path):
     server = ChatServer(served, str(chat_checkpoint), tmp_path, timeout=60.0)
     remote = ServerLLM(server, max_tokens=dial.max_new_tokens, top_p=1.0)
@@ -195,6 +196,7 @@ def test_a_real_server_replies_as_the_local_model_does(dial, served, chat_checkp
     assert "pinned" in refused.ask([{"messages": [], "max_tokens": 1}], show=lambda _: None)[0].problem
 
 
+@pytest.mark.slow
 def test_a_policy_is_trained_through_a_real_server(dial, served, chat_checkpoint, tmp_path):
     made = trainer(served, tmp_path, model=str(chat_checkpoint), timeout=60.0)
     begun = weights(made)
@@ -207,6 +209,7 @@ def test_a_policy_is_trained_through_a_real_server(dial, served, chat_checkpoint
     assert greedy and local(*columns, 0).tolist() == [decision["reward"] for decision in greedy]
 
 
+@pytest.mark.slow
 def test_a_real_server_killed_in_mid_training_loses_nothing_that_was_answered(chat_checkpoint, tmp_path):
     run, replies, log = start_run("real_killed", "cpu", {}), tmp_path / "replies", tmp_path / "log"
     options = {"model": str(chat_checkpoint), "updates": 40, "timeout": 60.0}

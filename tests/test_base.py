@@ -14,6 +14,7 @@ from lib.policies.load import load_policy
 from lib.tasks import rollout_table
 
 D, S, C, L = ReasoningFormat
+pytestmark = pytest.mark.slow  # thousands of responses of the shipped models
 
 
 @pytest.fixture(scope="module")

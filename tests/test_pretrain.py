@@ -128,6 +128,7 @@ CHILD = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_training_resumes_to_the_same_end(how, private_runs, tokenizer):
     config = PretrainConfig(steps=60, documents_per_step=8, warmup_steps=2, growing_steps=6, save_every=20)

@@ -46,7 +46,8 @@ def questions(count):
     ]
 
 
-@pytest.mark.parametrize("judge", [pytest.param("", marks=pytest.mark.slow), "reward"])
+@pytest.mark.slow
+@pytest.mark.parametrize("judge", ["", "reward"])
 def test_the_real_part_runs_against_a_server_that_sometimes_fails(
     judge, word_level_tokenizer, tmp_path, private_runs, monkeypatch
 ):
