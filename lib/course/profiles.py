@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def resolve_parameters(
     return None if made.left_out else made.given
 
 
-def raise_together(faults: Iterator[str]) -> None:
+def raise_together(faults: Iterable[str]) -> None:
     """One error for all faults, a line each."""
     if lines := list(faults):
         raise CourseError("\n".join(lines))

@@ -64,7 +64,7 @@ class AtLeastOne:
 
 def is_path(name: str) -> bool:
     """Whether a model's name is meant as a folder: absolute, deep, or there."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or located(name).is_dir()
+    return bool(name) and (name[0] in "./~" or name.count("/") > 1 or located(name).is_dir())
 
 
 def _is_model(name: str, shipped: tuple[str, ...]) -> bool:

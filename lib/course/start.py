@@ -21,6 +21,7 @@ def start(notebook: str, names: Mapping[str, Any]) -> Run:
         raise CourseError(f"{', '.join(absent)}: not there yet; run the parameters cell first.")
     values = {parameter.name: names[parameter.name] for parameter in parameters}
     origin = dict.fromkeys(values, notebook)
-    raise_together(value_faults(parameters, values, origin))
-    raise_together(missing_places(parameters, values, origin, made=()))
+    raise_together(
+        [*value_faults(parameters, values, origin), *missing_places(parameters, values, origin, made=())]
+    )
     return start_run(notebook, values["PROFILE"], values)
