@@ -3,6 +3,6 @@
 A notebook's set-up cell opens its run with `course.start(...)`; `python -m lib.course` runs them all.
 """
 
-from lib.course.start import start
+from lib.course.opening import start
 
 __all__ = ["start"]
