@@ -15,7 +15,7 @@ from typing import Literal
 
 from lib.formats import find_answer_like_arm, parse_response, parse_response_like_arm
 
-Kind = Literal["number", "latex", "choice", "text"]
+Kind = str  # "number", "latex", "choice" or "text"; it comes with the rows of a dataset
 Rules = Literal["strict", "arm_training", "arm_evaluation"]
 
 MAX_LENGTH = 2_000  # characters; the longest answer of MATH-500 has 53

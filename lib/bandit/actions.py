@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
-HEADS = ("instruction", "temperature", "steps")
+HEADS: tuple[Literal["instruction", "temperature", "steps"], ...] = ("instruction", "temperature", "steps")
 
 
 # ---- the action space --------------------------------------------------------------------------

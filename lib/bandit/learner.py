@@ -74,7 +74,7 @@ def released_loss(
         chosen = logits[head].gather(-1, actions[head][:, None])[:, 0]
         probs = torch.softmax(logits[head], -1).gather(-1, actions[head][:, None])[:, 0].detach()
         terms.append(rewards * chosen / (probs + 1e-8))
-    return sum(terms).mean()
+    return sum(terms, start=torch.zeros(())).mean()
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:

@@ -205,4 +205,4 @@ def select_by_cluster(
     labels = torch.tensor(clustering.fit_predict((1 - similar).clamp_min(0).numpy()))
     members = (labels == labels.bincount().argmax()).nonzero()[:, 0]
     medoid = similar[members][:, members].sum(1).argmax()
-    return replies[members[medoid]]
+    return replies[int(members[medoid])]

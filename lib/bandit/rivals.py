@@ -7,7 +7,7 @@ action (joint), or a value of one head (factorised: three small bandits that lea
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -95,7 +95,7 @@ class ConfigurationBandit:
         updates: int,
         batch_size: int,
         seed: int,
-    ) -> list[dict[str, object]]:
+    ) -> list[dict[str, Any]]:
         """The loop of `BanditTrainer`, on the same questions for the same seed; gives a row per update."""
         history = []
         for step in range(updates):

@@ -115,7 +115,7 @@ class BanditTrainer:
             start = {"policy": digest(dict(policy.state_dict())), "embeddings": digest(embeddings)}
             run.claim(asdict(config) | start, say=print)
             if (run.checkpoint / "policy.safetensors").exists():
-                self._load()
+                self._load(run)
 
     def train(
         self, *, stop_at: int | None = None, say: Callable[[str], None] | None = None
@@ -253,9 +253,9 @@ class BanditTrainer:
         save_file(tensors, folder / "policy.new", metadata={"step": str(self.step)})
         (folder / "policy.new").replace(folder / "policy.safetensors")
 
-    def _load(self) -> None:
+    def _load(self, run: Run) -> None:
         """Go on where the checkpoint stands; what was logged after it is dropped."""
-        folder = self.run.checkpoint
+        folder = run.checkpoint
         with safe_open(folder / "policy.safetensors", framework="pt") as file:
             self.step = int(file.metadata()["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -273,8 +273,8 @@ class BanditTrainer:
         self.decisions = [row for row in map(json.loads, lines) if row["step"] <= self.step]
         for row in self.decisions:
             self._keep(row["question"], row["reward"])
-        self.run.rewind(self.step)
-        self.history = self.run.metrics()
+        run.rewind(self.step)
+        self.history = run.metrics()
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:

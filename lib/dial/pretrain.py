@@ -76,7 +76,7 @@ class Corpus(Dataset):
     def _style(self, rng: random.Random, question: Question) -> ReasoningFormat:
         """Mostly the cheapest style that is right, sometimes any other: as people write."""
         cheapest = oracle_format(question.depth)
-        if rng.random() < self.config.matching_style:
+        if cheapest is not None and rng.random() < self.config.matching_style:
             return cheapest
         return rng.choice([style for style in ReasoningFormat if style is not cheapest])
 
@@ -113,9 +113,9 @@ def pack(
         name: torch.zeros(len(rows), row_length, dtype=torch.long) for name in ("input_ids", "position_ids")
     }
     batch["weights"] = torch.zeros(len(rows), row_length)
-    for index, row in enumerate(rows):
+    for index, filled in enumerate(rows):
         place = 0
-        for prompt, response in row:
+        for prompt, response in filled:
             end = place + len(prompt) + len(response)
             batch["input_ids"][index, place:end] = torch.tensor([*prompt, *response])
             batch["position_ids"][index, place:end] = torch.arange(end - place)
@@ -136,13 +136,15 @@ def response_loss(logits: torch.Tensor, input_ids: torch.Tensor, weights: torch.
 class PretrainTrainer(Trainer):
     """Trainer with the response loss, on documents in their given order."""
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         weights = inputs.pop("weights")
         outputs = model(**inputs, use_cache=False)
         loss = response_loss(outputs.logits, inputs["input_ids"], weights)
         return (loss, outputs) if return_outputs else loss
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
 
@@ -152,7 +154,7 @@ def pretrain(
     run: Run,
     *,
     model: PreTrainedModel | None = None,
-    corpus: Dataset | None = None,
+    corpus: Corpus | Sequence[tuple[str, str]] | None = None,
     stop_at: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +50,7 @@ def respond(
     encoded = engine.tokenizer(list(prompts)).input_ids if prompts else []
     requests = [
         Request(tuple(ids), forced, max_new_tokens, key)
-        for ids, key in zip(encoded, keys or [None] * len(prompts), strict=True)
+        for ids, key in zip(encoded, keys or repeat(None, len(prompts)), strict=True)
     ]
     return [_read(engine.tokenizer, one) for one in engine.generate(requests, sampling)]
 

@@ -9,6 +9,7 @@ Config and result pass through JSON files; what the processes write appears in t
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import re
@@ -140,7 +141,8 @@ def _stream(command: list[str], log: Path) -> int:
     def let_go() -> None:
         """When the launcher is gone, close the input that its processes hold on to (see `main`)."""
         launcher.wait()
-        launcher.stdin.close()
+        if launcher.stdin:
+            launcher.stdin.close()
 
     threading.Thread(target=let_go, daemon=True).start()
     try:
@@ -153,11 +155,12 @@ def _stream(command: list[str], log: Path) -> int:
     finally:
         launcher.kill()
         launcher.wait()
-        launcher.stdout.close()
+        if launcher.stdout:
+            launcher.stdout.close()
 
 
 def _show(launcher: subprocess.Popen[str]) -> None:
-    for line in launcher.stdout:
+    for line in launcher.stdout or ():
         print(line, end="", flush=True)
 
 
@@ -189,10 +192,10 @@ def main(folder: Path) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     rank = int(os.environ.get("RANK", "0"))
     os.dup2(1, 2)  # the cell shows our warnings; what the launcher says of itself stays in its log
-    if rank == 0:
-        sys.stdout.reconfigure(line_buffering=True)
-    else:
+    if rank:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     call = read_json(folder / "call.json")
     try:
         _check_count(call["num_processes"])

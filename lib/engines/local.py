@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -56,7 +57,7 @@ class TransformersEngine:
         width = max(map(len, starts))
         ids = torch.tensor([[pad] * (width - len(start)) + start for start in starts])
         mask = torch.tensor([[0] * (width - len(start)) + [1] * len(start) for start in starts])
-        drawn = {"do_sample": False}
+        drawn: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
             drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0}
             drawn["top_p"] = sampling.top_p

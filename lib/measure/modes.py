@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import eq
-from typing import Protocol
+from typing import Any, Protocol
 
 from lib.engines.ask import Policy, Response, as_engine, ask, respond
 from lib.engines.base import Engine, Sampling
@@ -22,7 +22,8 @@ Ask = Callable[[Sequence[Task], str], list[Rollout]]
 class Prompted(Protocol):
     """Whatever brings its prompt; without a kind it can be asked, and not be scored."""
 
-    prompt: str
+    @property
+    def prompt(self) -> str: ...
 
 
 def answer(
@@ -61,8 +62,9 @@ def answer(
     force = partial(force_answers, engine, sampling=Sampling(temperature, seed=seed)) if budget else None
 
     def asked(chosen: Sequence[Task], prefix: str) -> list[Rollout]:
-        named = {"method": method, "mode": mode, "temperature": temperature, "seed": seed, "revise": force}
-        return ask(engine, chosen, prefix=prefix, max_new_tokens=budget or max_new_tokens, **named)
+        named: dict[str, Any] = {"method": method, "mode": mode, "temperature": temperature, "seed": seed}
+        cap = budget or max_new_tokens
+        return ask(engine, chosen, prefix=prefix, max_new_tokens=cap, revise=force, **named)
 
     if mode == "consensus":
         return _by_consensus(asked, tasks, equal)
@@ -101,7 +103,8 @@ def consensus(
 
 
 def _all_equal(answers: Sequence[str | None], equal: Callable[[str, str], bool]) -> bool:
-    return all(a is not None for a in answers) and all(equal(answers[0], a) for a in answers[1:])
+    read = [answer for answer in answers if answer is not None]
+    return len(read) == len(answers) and all(equal(read[0], answer) for answer in read[1:])
 
 
 def _by_consensus(asked: Ask, tasks: Sequence[Task], equal: Callable[[str, str], bool]) -> list[Rollout]:

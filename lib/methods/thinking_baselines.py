@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import trl
 from datasets import Dataset
@@ -26,7 +27,9 @@ def sample_modes(
 ) -> list[Rollout]:
     """`samples` free responses to each task, and as many that skip thinking, all at temperature 1."""
     asked = [task for task in tasks for _ in range(samples)]
-    options = {"read": read_thinking, "temperature": 1.0, "seed": seed, "max_new_tokens": max_new_tokens}
+    options: dict[str, Any] = {"read": read_thinking, "temperature": 1.0, "seed": seed}
+    options["max_new_tokens"] = max_new_tokens
+    options["max_new_tokens"] = max_new_tokens
     free = ask(policy, asked, **options)
     return free + ask(policy, asked, prefix=CLOSE, mode=NOTHINKING, **options)
 

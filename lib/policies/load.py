@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes  # noqa: F401  it registers the kernels that _mend_dequantisation mends
 import torch
@@ -74,7 +75,9 @@ def _mend_dequantisation() -> None:
     """
     kernel = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
 
-    def dequantise(keys, packed, absmax, blocksize, quant_type, shape, dtype):
+    def dequantise(
+        keys: Any, packed: Any, absmax: Any, blocksize: int, quant_type: str, shape: Any, dtype: Any
+    ) -> torch.Tensor:
         row = kernel.call_boxed(keys, packed, absmax, blocksize, quant_type, [1, math.prod(shape)], dtype)
         return row.reshape(shape)
 

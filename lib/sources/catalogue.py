@@ -360,12 +360,12 @@ def _example(source: str, row: Row, split: str) -> Task:
 
 def _hub_rows(
     source: Source, split: str, hub: str | None, revision: str | None
-) -> tuple[str, str, Iterator[tuple[int, Row]]]:
+) -> tuple[str, str, Iterator[tuple[int, Row | RowError]]]:
     """The rows of a hub repository at a pinned commit, all configs one after the other."""
     hub, revision = hub or source.hub, revision or source.revision
     if hub is None:
         raise DataError(f"no hub repository is known for {source.home}: give path=, or hub= and revision=")
-    if not re.fullmatch("[0-9a-f]{40}", revision or ""):
+    if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
         raise DataError(
             f"{hub} must be pinned: give revision= a full commit hash of 40 digits, not {revision!r}; "
             "a branch may change under you"

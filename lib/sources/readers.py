@@ -86,8 +86,8 @@ def read_choice(row: Row) -> dict[str, Any]:
     answer = _text(row, "answerKey", "correct", "answer", "ground_truth").strip("()")
     choices = row.get("choices", row.get("options"))
     if choices is None:
-        stem, options = _split_options(stem, r"\s\({}\)")
-        labels = list(LETTERS[: len(options)])
+        stem, found = _split_options(stem, r"\s\({}\)")
+        options, labels = list(found), list(LETTERS[: len(found)])
     else:
         options = choices["text"] if isinstance(choices, Mapping) else choices
         labels = choices["label"] if isinstance(choices, Mapping) else list(LETTERS[: len(options)])
@@ -115,7 +115,9 @@ def read_math(row: Row) -> dict[str, Any]:
     if row.get("answer", row.get("ground_truth")) is not None:
         answer = _text(row, "answer", "ground_truth")
         answer = last_boxed(answer) or answer
-    elif (answer := last_boxed(_text(row, "solution"))) is None:
+    elif boxed := last_boxed(_text(row, "solution")):
+        answer = boxed
+    else:
         raise RowError("the solution holds no \\boxed answer")
     task = row.get("type") or row.get("subject") or str(row.get("unique_id", "")).partition("/")[2]
     return {
@@ -169,7 +171,7 @@ def read_arm_sft(row: Row) -> dict[str, Any]:
     """ARM's SFT sets, in alpaca columns: the output is a tagged response, read strictly."""
     question = "\n".join(filter(None, [_text(row, "instruction"), (row.get("input") or "").strip()]))
     parsed = parse_response(_text(row, "output"))
-    if not parsed.is_valid:
+    if not parsed.is_valid or parsed.answer is None:
         raise RowError(f"the output is not a valid response: {parsed.problem}")
     more = {"rationale": parsed.rationale, "format": parsed.format}
     stem, options = _split_options(question, r"\s\({}\)")

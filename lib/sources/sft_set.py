@@ -114,10 +114,8 @@ def build_sft_set(
         tasks = [(e, f) for e in chosen for f in formats if teachers[f] is teacher]
         for (example, format), reply in zip(tasks, teacher(tasks), strict=True):
             if reply.text is None:
-                problem = ("no response", reply.problem)
-            else:
-                problem = check_response(example, format, reply.text)
-            if problem:
+                drops.append(Drop("no response", reply.problem or "", example.id, str(format)))
+            elif problem := check_response(example, format, reply.text):
                 drops.append(Drop(*problem, example.id, str(format)))
             else:
                 kept[example.key, format] = sft_row(example, format, reply.text)

@@ -122,7 +122,7 @@ LEARNERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{f"only_{head}": ({"heads": (head,)}, {}) for head in HEADS},
     **{f"without_{head}": ({"heads": tuple(h for h in HEADS if h != head)}, {}) for head in HEADS},
 }
-LINEAR = {
+LINEAR: dict[str, dict[str, Any]] = {
     "epsilon_greedy": {"rule": "epsilon_greedy", "exploration": 0.1},
     "lin_ucb": {"rule": "lin_ucb", "exploration": 0.5},
     "lin_ts": {"rule": "lin_ts", "exploration": 0.3},

@@ -82,7 +82,7 @@ def sft(method: str, seed: int, run: Run) -> Outcome:
     forced = ask_in_every_format((model, tokenizer), graded)
     run.keep_rollouts("free", free)
     run.keep_rollouts("forced", forced)
-    report = format_report(rollout_table(free, tasks), rollout_table(forced, graded))
+    report: dict[str, Any] = format_report(rollout_table(free, tasks), rollout_table(forced, graded))
     states = decision_states(model, tokenizer, [task.prompt for task in tasks])
     report["probe_accuracy"] = probe_accuracy(states, [task.tier for task in tasks])
     return Outcome(report, facts, model, tokenizer)
@@ -176,14 +176,14 @@ def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
         config = replace(adaptthink.AdaptThinkConfig.cpu(), seed=seed, **THINKING_METHODS[method])
         rows, watched = thinking_training_rows(seed, beyond=method == "beyond_reach")
         model, tokenizer, facts = adaptthink.train_adaptthink(config, rows, watched, run, say=print)
-    options = {"read": read_thinking, "temperature": 1.0, "seed": seed}
+    options: dict[str, Any] = {"read": read_thinking, "temperature": 1.0, "seed": seed}
     options |= {"prefix": CLOSE, "mode": NOTHINKING} if method == "nothinking" else {}
     sets = {
         "balanced": dial_tasks(1500, seed=seed + 52),
         "deep": dial_tasks(1200, seed=seed + 53, depths=range(1, MAX_DEPTH + 1), distinct=True),
         "deeper": dial_tasks(400, seed=seed + 54, depths=BEYOND, distinct=True),
     }
-    numbers = {}
+    numbers: dict[str, dict[str, Any]] = {}
     for name, tasks in sets.items():
         rollouts = ask((model, tokenizer), thinking_tasks(tasks, tokenizer), **options)
         run.keep_rollouts(name, rollouts)
