@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -46,6 +46,14 @@ class PretrainConfig:
     copying: float = 0.03  # share of documents that only repeat words, tags among them
     row_length: int = 256
     save_every: int = 200
+
+
+class Documents(Protocol):
+    """Pairs of prompt and response, by their number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[str, str]: ...
 
 
 class Corpus(Dataset):
@@ -154,7 +162,7 @@ def pretrain(
     run: Run,
     *,
     model: PreTrainedModel | None = None,
-    corpus: Corpus | Sequence[tuple[str, str]] | None = None,
+    corpus: Documents | None = None,
     stop_at: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
