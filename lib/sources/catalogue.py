@@ -18,6 +18,7 @@ import datasets
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from lib.runs import ROOT
 from lib.sources import readers
 from lib.sources.files import DataError, Row, RowError, file_rows
 from lib.tasks import Task, question_key
@@ -254,15 +255,15 @@ def load_tasks(
     split: str = "test",
     count: int | None = None,
     seed: int = 0,
-    folder: str | Path | None = None,
+    folder: str | Path = "",
     fits: Callable[[Task], bool] | None = None,
     **options: Any,
 ) -> list[Task]:
     """Tasks of one split, `count` in all, as evenly from each source as can be.
 
-    Of a dataset, from the hub or from `folder`/<name>_<split>.jsonl, a seeded sample without repetition, or
-    all there is; a question may be left out by `fits`, see `fits_in`. `options` are for registered worlds,
-    which draw their questions: the dial world has depths, distinct, world and sft_share.
+    Of a dataset, from the hub or from `folder`/<name>_<split>.jsonl (or that file itself), a seeded sample
+    without repetition, or all there is; `fits` may leave questions out, see `fits_in`. `options` are for
+    registered worlds, which draw their questions: the dial world has depths, distinct, world and sft_share.
     """
     if isinstance(names, str) or not names:
         raise DataError(f"sources must be a list of names, got {names!r}")
@@ -278,7 +279,9 @@ def load_tasks(
                 raise DataError(f"the questions of {name} are drawn: say how many (count=)")
             tasks += _WORLDS[name](share, split=split, seed=seed, **options)
             continue
-        path = None if folder is None else Path(folder) / f"{name}_{split}.jsonl"
+        path = ROOT / folder if folder else None
+        if path is not None and not path.is_file():
+            path /= f"{name}_{split}.jsonl"
         found = [task for task in load(name, path, split=split).examples if fits is None or fits(task)]
         if share is not None and share < len(found):
             found = random.Random(f"{seed}|{name}|{split}").sample(found, share)
