@@ -188,7 +188,10 @@ def run_folder(notebook: str, profile: str, name: str = "") -> Path:
         return folder
     if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name):
         raise ValueError(f"RUN_NAME may hold letters, digits and _ . = + -, got {name!r}")
-    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
+    ours = any(
+        (folder / file).exists() for file in ("config.json", "parameters.yaml")
+    )  # the second: the runner's
+    if folder.exists() and not ours and any(folder.iterdir()):
         raise ValueError(f"RUN_NAME {name!r}: {_shown(folder)} holds something else; choose another name")
     return folder
 

@@ -100,6 +100,19 @@ def test_an_unknown_profile_notebook_or_override_is_named(folder):
         run_course(overrides={"STEP": 1}, folder=folder)
 
 
+def test_a_run_name_keeps_runs_of_a_sweep_apart(folder, private_runs):
+    write(folder, "00_a", USES, parameters=PARAMETERS + 'RUN_NAME: str = ""  # [name | empty] of the run\n')
+    for name in ("a", "b", "a"):
+        outcomes = run_course(folder=folder, overrides={"RUN_NAME": name})
+    assert outcomes[0].status == "finished before"
+    assert (private_runs / "cpu" / "00_a" / "b" / "00_a.ipynb").exists()
+    (private_runs / "cpu" / "00_a" / "checkpoint").mkdir()
+    (private_runs / "cpu" / "00_a" / "checkpoint" / "weights").touch()
+    for name in ("checkpoint", "a/b"):
+        with pytest.raises(CourseError, match="RUN_NAME"):
+            run_course(folder=folder, overrides={"RUN_NAME": name})
+
+
 def test_a_notebook_without_a_profile_file_is_left_out(folder):
     path = write(folder, "00_a", USES)
     profile(folder, "smoke", "01_b", STEPS=1)

@@ -95,6 +95,7 @@ def _check_used(
                         "from outside would be lost. Use another name for the derived value."
                     )
                 read.add(node.id)
+    read |= {"PROFILE", "RUN_NAME"}  # course.start takes them from globals()
     if unused := [name for name in names if name not in read]:
         raise CourseError(
             f"{path.name}: no cell uses the parameter {', '.join(unused)}. Use it or remove it."

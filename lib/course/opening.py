@@ -24,4 +24,4 @@ def start(notebook: str, names: Mapping[str, Any]) -> Run:
     raise_together(
         [*value_faults(parameters, values, origin), *missing_places(parameters, values, origin, made=())]
     )
-    return start_run(notebook, values["PROFILE"], values)
+    return start_run(notebook, values["PROFILE"], values, values.get("RUN_NAME", ""))

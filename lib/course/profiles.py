@@ -12,7 +12,7 @@ import yaml
 from lib.checked import close
 from lib.course.declared import Parameter, missing_places, read_parameters, value_faults
 from lib.course.notebooks import CourseError
-from lib.runs import located
+from lib.runs import located, run_folder
 
 DEFAULT_PROFILE = "cpu"  # the values written in the notebooks themselves
 DRY_RUN = "dry_run"
@@ -33,6 +33,11 @@ class Plan:
     @property
     def values(self) -> dict[str, Any]:
         return {p.name: self.given.get(p.name, p.default) for p in self.parameters}
+
+    @property
+    def folder(self) -> Path:
+        """Where the notebook keeps its run."""
+        return run_folder(self.path.stem, self.place, self.values.get("RUN_NAME", ""))
 
     def named_paths(self) -> list[str]:
         """The folders and files, models included, that the values name."""
@@ -60,7 +65,14 @@ class Plan:
             origin = {name: self.origin.get(name, self.path.name) for name in self.values}
             yield from value_faults(self.parameters, self.values, origin)
             if made is not None:
+                yield from self._place_fault()
                 yield from missing_places(self.parameters, self.values, origin, made)
+
+    def _place_fault(self) -> Iterator[str]:
+        try:
+            _ = self.folder
+        except (ValueError, TypeError) as error:
+            yield f"{self.path.name}: {error}"
 
 
 def plan(path: Path, profile: str, overrides: Mapping[str, Any], *, dry_run: bool = False) -> Plan:

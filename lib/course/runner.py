@@ -18,7 +18,7 @@ from lib.checked import close
 from lib.course.execute import explain_failure, papermill
 from lib.course.notebooks import NOTEBOOKS, CourseError, choose, clock, code_hash, find_notebooks
 from lib.course.profiles import DEFAULT_PROFILE, Plan, plan, raise_together
-from lib.runs import ROOT, located, provenance, read_json, runs_folder, write_atomically, write_json
+from lib.runs import ROOT, located, provenance, read_json, write_atomically, write_json
 
 
 @dataclass
@@ -89,7 +89,7 @@ def _faults(plans: Sequence[Plan], overrides: Mapping[str, Any]) -> Iterator[str
 def _run_notebook(planned: Plan, again: bool, say: Callable[[str], None], stop: threading.Event) -> Outcome:
     path, given = planned.path, planned.given
     notebook = nbformat.read(path, as_version=4)
-    target = runs_folder() / planned.place / path.stem / planned.values.get("RUN_NAME", "")
+    target = planned.folder
     finished, output = target / "finished.json", target / path.name
     digest = _digest(notebook, planned)
     record = read_json(finished) if finished.exists() and output.exists() else {}
