@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.dial import frozen_llm
@@ -52,9 +53,7 @@ def training(history: pd.DataFrame, lines: Mapping[str, float]) -> Figure:
     """Mean reward of the last 20 updates with horizontal lines to compare; tau and the heads' entropies."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), dpi=68, layout="constrained")
     left.plot(history["step"], history["reward"].rolling(20, min_periods=1).mean(), color="black", lw=1.5)
-    for (name, value), style in zip(lines.items(), ("--", "-.", ":"), strict=False):
-        left.axhline(value, color="0.4", ls=style, lw=1)
-        left.text(history["step"].max(), value + 0.012, name, ha="right", fontsize=9, color="0.25")
+    _levels(left, lines, history["step"].max())
     left.set(xlabel="update", ylabel="reward, mean of 20 updates", ylim=(0, 1))
     right.plot(history["step"], history["tau"], color="black", ls="--", label="tau")
     for column, colour in zip([c for c in history if c.startswith("entropy/")], _PALETTE, strict=False):
@@ -107,14 +106,19 @@ def shots_curve(frame: pd.DataFrame, lines: Mapping[str, float]) -> Figure:
     figure, ax = plt.subplots(figsize=(6, 3.6), dpi=68, layout="constrained")
     errors = [frame["mean"] - frame["low"], frame["high"] - frame["mean"]]
     ax.errorbar(frame["shots"], frame["mean"], yerr=errors, fmt="o-", color="black", capsize=3)
-    for (name, value), style in zip(lines.items(), ("--", ":"), strict=False):
-        ax.axhline(value, color="0.4", ls=style, lw=1)
-        ax.text(frame["shots"].max(), value + 0.01, name, ha="right", fontsize=9, color="0.25")
+    _levels(ax, lines, frame["shots"].max())
     ax.margins(y=0.12)  # room for the name of the highest line
     ax.set(xscale="log", xlabel="training questions (log scale)", ylabel="expected reward on test questions")
     ax.set_xticks(frame["shots"], [str(shots) for shots in frame["shots"]])
     ax.minorticks_off()
     return figure
+
+
+def _levels(ax: Axes, lines: Mapping[str, float], right_end: float) -> None:
+    """Horizontal lines to compare with, each with its name above its right end."""
+    for (name, value), style in zip(lines.items(), ("--", "-.", ":"), strict=False):
+        ax.axhline(value, color="0.4", ls=style, lw=1)
+        ax.text(right_end, value + 0.012, name, ha="right", fontsize=9, color="0.25")
 
 
 def type_of(question: frozen_llm.Question) -> str:
