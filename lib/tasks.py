@@ -6,11 +6,12 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from lib.formats import ReasoningFormat
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FRAME = "Human: {question}\nAssistant:"  # ARM's; a response follows
 
@@ -98,6 +99,8 @@ def rollout_table(rollouts: Sequence[Rollout], tasks: Sequence[Task]) -> pd.Data
 
     Column `used` is the format, or "invalid" where no answer could be read.
     """
+    import pandas as pd  # here, since whoever only opens a run folder need not wait for it
+
     known = {task.id: task for task in tasks}
     if missing := {rollout.task_id for rollout in rollouts} - known.keys():
         raise ValueError(f"{len(missing)} rollouts are of tasks that were not given, {min(missing)} for one")

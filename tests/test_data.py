@@ -4,13 +4,15 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pandas as pd
 import pytest
 
+from lib import dial
 from lib.formats import ReasoningFormat
-from lib.sources import catalogue
+from lib.sources import catalogue, fits_in, load_tasks
 from lib.sources.catalogue import SOURCES, DataError, Loaded, load, read_rows, sources_table
 from lib.sources.overlap import duplicates, overlap, report
 from lib.sources.readers import last_boxed
@@ -535,3 +537,58 @@ def test_both_gsm8k_files_hold_the_same_questions_and_answers():
     arm = load("gsm8k", Path(REAL) / "gsm8k_test.jsonl").examples
     adaptthink = load("gsm8k", Path(REAL) / "adaptthink_gsm8k.json").examples
     assert arm == adaptthink
+
+
+# ---- one call for both worlds -------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, count in (("gsm8k", 40), ("svamp", 6)):
+        rows = [{"question": f"{name} {n}?", "answer": str(n)} for n in range(count)]
+        (tmp_path / f"{name}_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_tasks_of_datasets_are_a_seeded_sample(folder):
+    one, same, other = (
+        load_tasks(["gsm8k", "svamp"], count=15, seed=seed, folder=folder) for seed in (0, 0, 1)
+    )
+    assert one == same != other
+    assert Counter(task.source for task in one) == {"gsm8k": 8, "svamp": 6}  # svamp holds no more
+    assert len(set(one)) == 14 and [t.question for t in one[:8]] != [f"gsm8k {n}?" for n in range(8)]
+    assert len(load_tasks(["gsm8k"], folder=folder)) == 40
+    assert load_tasks(["gsm8k"], folder=folder / "gsm8k_test.jsonl") == load_tasks(["gsm8k"], folder=folder)
+
+
+def test_a_prompt_that_is_too_long_is_left_out(folder):
+    def tokenizer(text):
+        return SimpleNamespace(input_ids=text.split())
+
+    long = {"question": "one two three four?", "answer": "1"}
+    with (folder / "svamp_test.jsonl").open("a") as file:
+        file.write(json.dumps(long) + "\n")
+    fits = fits_in(tokenizer, 5)  # Human: svamp 1? Assistant:
+    assert len(load_tasks(["svamp"], folder=folder, fits=fits)) == 6
+
+
+def test_what_cannot_be_loaded_is_named(folder):
+    with pytest.raises(DataError, match=r"unknown source 'gsm9k'; there are dial, csqa.*adareasoner"):
+        load_tasks(["gsm8k", "gsm9k"], folder=folder)
+    with pytest.raises(DataError, match="must be a list of names, got 'dial'"):
+        load_tasks("dial", count=3)
+    with pytest.raises(DataError, match="say how many"):
+        load_tasks(["dial"])
+    with pytest.raises(DataError, match="count must be 2 or more"):
+        load_tasks(["gsm8k", "svamp"], count=1)
+
+
+def test_the_dial_world_is_a_source_like_any_other(folder):
+    depths = {"depths": range(1, 13), "distinct": True}
+    drawn = dial.sample_questions(24, seed=3, split="test", **depths)
+    assert load_tasks(["dial"], count=24, seed=3, **depths) == [dial.dial_task(q) for q in drawn]
+    for_rl = dial.rl_questions(12, seed=1, sft_share=0.7)
+    tasks = load_tasks(["dial"], split="train", count=12, seed=1, sft_share=0.7)
+    assert tasks == [dial.dial_task(q) for q in for_rl] and all(task.depth for task in tasks)
+    both = load_tasks(["dial", "gsm8k"], count=7, folder=folder)
+    assert [task.source for task in both] == ["dial"] * 4 + ["gsm8k"] * 3

@@ -1,8 +1,12 @@
 """Engines: token ids in, token ids out; whoever asks in words gets the same from each of them."""
 
 import json
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
+from chat_server import transformers_serving
 
 from lib.dial import (
     WORLDS,
@@ -13,11 +17,13 @@ from lib.dial import (
     parse_question,
     token_cost,
 )
-from lib.engines.ask import Response, ask, read_tagged, respond, score
+from lib.engines.ask import Response, ask, load_engine, read_tagged, respond, score
 from lib.engines.base import Completion, Kept, Request, Sampling
 from lib.engines.local import TransformersEngine, cut
+from lib.engines.server import ServerEngine, ServerError
 from lib.formats import ReasoningFormat
 from lib.methods.rewards import accuracy_reward
+from lib.policies.load import CHECKPOINTS
 from lib.tasks import task_rows
 
 
@@ -140,3 +146,89 @@ def test_what_is_kept_is_what_the_engine_draws(engine, tmp_path):
     kept = Kept(engine, tmp_path / "kept.jsonl")
     drawn = ask(engine, tasks, **options)
     assert ask(kept, tasks, **options) == ask(kept, tasks, **options) == drawn
+
+
+# ---- a server ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def completing(reply):
+    """`reply(body)` gives (status, choice) of /v1/completions; yields the address and what it saw."""
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            status, choice = reply(seen[-1])
+            body = json.dumps({"id": "1", "object": "text_completion", "choices": [choice]}).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_server_continues_token_ids(engine, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    tokenizer = engine.tokenizer
+    end, digit = tokenizer.eos_token_id, tokenizer("7").input_ids[0]
+    replies = {
+        5: {"text": "7 7", "finish_reason": "stop", "token_ids": [digit, digit, end]},
+        6: {"text": "7", "finish_reason": "length", "token_ids": [digit]},
+        7: {"text": "7", "finish_reason": "stop"},  # a server that names no ids
+    }
+    with completing(lambda body: (200, {"index": 0} | replies[body["max_tokens"]])) as (url, seen):
+        server = ServerEngine(url, "m", tokenizer)
+        requests = [Request((1, 2), (3,), max_new_tokens=room) for room in replies]
+        assert server.generate(requests, Sampling(0.7, 0.9, seed=4)) == [
+            Completion((3, digit, digit, end), truncated=False),
+            Completion((3, digit), truncated=True),
+            Completion((3, digit, end), truncated=False),
+        ]
+    assert all(body["prompt"] == [1, 2, 3] and body["model"] == "m" for body in seen)
+    assert {(body["temperature"], body["top_p"]) for body in seen} == {(0.7, 0.9)}
+    assert len({body["seed"] for body in seen}) == 3  # else all samples of a prompt would be one
+
+
+def test_a_server_that_fails_says_so_and_what_came_before_is_kept(engine, monkeypatch, tmp_path):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    works = {"text": "7", "finish_reason": "stop", "index": 0}
+    with completing(lambda body: (401, works) if body["max_tokens"] == 9 else (200, works)) as (url, seen):
+        kept = Kept(ServerEngine(url, "m", engine.tokenizer, retries=0), tmp_path / "kept.jsonl", at_once=2)
+        requests = [Request((1,), max_new_tokens=room, key=("t", room)) for room in (5, 6, 9)]
+        with pytest.raises(ServerError, match=r"gives no completion: .*401.*Check the address, the key"):
+            kept.generate(requests, Sampling())
+        asked = len(seen)
+        assert len(kept.generate(requests[:2], Sampling())) == 2 and len(seen) == asked
+
+
+def test_an_engine_by_name():
+    assert isinstance(load_engine("transformers", "dial-llm", batch_size=8), TransformersEngine)
+    server = load_engine("server", "dial-llm", url="http://localhost:1/v1")
+    assert isinstance(server, ServerEngine) and server.tokenizer.eos_token == "<end>"
+    with pytest.raises(ValueError, match="'vllm' is not one of transformers, server: start `vllm serve`"):
+        load_engine("vllm", "dial-llm")
+    with pytest.raises(ValueError, match='"server" needs url'):
+        load_engine("server", "dial-llm")
+
+
+@pytest.mark.slow
+def test_transformers_serve_writes_what_the_engine_writes(monkeypatch, tmp_path):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    checkpoint = CHECKPOINTS / "dial-arm"
+    local, tasks = load_engine("transformers", "dial-arm"), dial_tasks(4, seed=0)
+    with transformers_serving(checkpoint, tmp_path / "log") as (url, _):
+        server = ServerEngine(url, str(checkpoint), local.tokenizer, as_text=True, workers=2)
+        assert ask(server, tasks) == ask(local, tasks)
+        assert ask(server, tasks, prefix="<COT>\n") == ask(local, tasks, prefix="<COT>\n")

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.engines.base import Completion, Engine, Request, Sampling
 from lib.engines.local import TransformersEngine
+from lib.engines.server import ServerEngine
 from lib.formats import parse_response
+from lib.policies.load import load_policy, load_tokenizer
 from lib.tasks import Rollout, Task
 from lib.verify import is_correct
 
@@ -28,6 +30,21 @@ class Response:
     text: str
     tokens: int
     truncated: bool
+
+
+ENGINES = ("transformers", "server")  # vllm, in this process, has its place here
+
+
+def load_engine(name: str, base: str, *, url: str = "", **options: Any) -> Engine:
+    """An engine by name, for a model as `load_policy` knows it: "transformers", or "server" at `url`."""
+    if name not in ENGINES:
+        more = ": start `vllm serve` and name a server" if name == "vllm" else ""
+        raise ValueError(f"engine {name!r} is not one of {', '.join(ENGINES)}{more}")
+    if name == "transformers":
+        return TransformersEngine(*load_policy(base), **options)
+    if not url:
+        raise ValueError('engine "server" needs url, like http://localhost:8000/v1')
+    return ServerEngine(url, base, load_tokenizer(base), **options)
 
 
 def as_engine(policy: Policy, **options: Any) -> Engine:

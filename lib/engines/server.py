@@ -1,6 +1,7 @@
-"""Any OpenAI-compatible chat server. A reply is cached under a hash of its request as soon as it is there.
+"""Any OpenAI-compatible server: one that chats, and one that continues token ids (`ServerEngine`).
 
-So a killed run resumes and pays for nothing twice. A failure is never cached and never taken for an answer.
+A chat reply is cached under a hash of its request as soon as it is there. So a killed run resumes and pays
+for nothing twice. A failure is never cached and never taken for an answer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import openai
+from transformers import PreTrainedTokenizerBase
+
+from lib.engines.base import Completion, Request, Sampling
 from lib.runs import read_json, write_json
 
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly: for the estimate before the first request
@@ -162,3 +167,64 @@ def _cached(path: Path) -> ChatReply:
 def _digest(body: Mapping[str, Any]) -> str:
     """The address and the key are left out: the same model may move."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+# ---- token ids in, token ids out ---------------------------------------------------------------
+
+
+class ServerEngine:
+    """An engine behind `/v1/completions`, as vLLM, SGLang and llama.cpp serve it.
+
+    Prompts are sent as token ids, or with `as_text` as text (`transformers serve` takes nothing else). Where
+    the server names no ids, its text is encoded again. Each request has a seed of its own. See `Kept` to
+    keep what was generated.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        key: str | None = None,
+        as_text: bool = False,
+        workers: int = 32,
+        timeout: float = 600.0,
+        retries: int = 5,
+    ):
+        self.url, self.model, self.tokenizer = url, model, tokenizer
+        self.as_text, self.workers = as_text, workers
+        self.client = openai.OpenAI(base_url=url, api_key=key or "none", timeout=timeout, max_retries=retries)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion for each request, in order; ServerError where one cannot be had."""
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            places = range(len(requests))
+            return list(pool.map(lambda place: self._complete(requests[place], sampling, place), places))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _complete(self, request: Request, sampling: Sampling, place: int) -> Completion:
+        start: Any = [*request.prompt_ids, *request.forced_ids]
+        try:
+            answer = self.client.completions.create(
+                model=self.model,
+                prompt=self.tokenizer.decode(start) if self.as_text else start,
+                max_tokens=request.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=random.Random(f"{sampling.seed}|{place}").getrandbits(31),
+                extra_body={} if self.as_text else {"return_token_ids": True},
+            )
+            choice = answer.choices[0]
+        except (openai.OpenAIError, IndexError, TypeError) as error:
+            raise ServerError(
+                f"{self.url} gives no completion: {error}. Check the address, the key and the model."
+            ) from error
+        truncated, end = choice.finish_reason == "length", self.tokenizer.eos_token_id
+        ids = getattr(choice, "token_ids", None)
+        if ids is None:
+            ids = self.tokenizer(choice.text, add_special_tokens=False).input_ids
+        ids = [*request.forced_ids, *ids]
+        return Completion(tuple(ids if truncated or ids[-1:] == [end] else [*ids, end]), truncated)

@@ -41,9 +41,7 @@ def load_policy(
     `quantised` stores the linear layers in NF4 with double quantisation (QLoRA, section 3), and computes in
     `dtype`. A folder with a provenance file is checked against it first (CheckpointError).
     """
-    source, pinned = _source(name_or_path), {}
-    if not Path(source).is_dir() and "@" in source:
-        source, _, pinned["revision"] = source.partition("@")
+    source, pinned = _pinned(_source(name_or_path))
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **pinned)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     quantisation = None
@@ -64,6 +62,20 @@ def load_policy(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, of what `load_policy` loads."""
+    source, pinned = _pinned(_source(name_or_path))
+    return AutoTokenizer.from_pretrained(source, padding_side="left", **pinned)
+
+
+def _pinned(source: str) -> tuple[str, dict[str, str]]:
+    """A hub name taken apart: "org/name@commit" -> ("org/name", {"revision": "commit"})."""
+    if Path(source).is_dir() or "@" not in source:
+        return source, {}
+    name, _, revision = source.partition("@")
+    return name, {"revision": revision}
 
 
 @functools.cache

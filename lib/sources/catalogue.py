@@ -12,16 +12,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
 from lib.runs import ROOT
 from lib.sources import readers
 from lib.sources.files import DataError, Row, RowError, file_rows
 from lib.tasks import Task, question_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 datasets.disable_progress_bars()  # as in lib.models: a saved notebook needs none
 
