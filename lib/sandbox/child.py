@@ -41,63 +41,27 @@ COMMON_MODULES = ("calendar", "cmath", "dataclasses", "heapq", "json", "statisti
 # System calls a computation needs, as (x86-64, arm64). Everything else is refused: no call that makes a
 # process, thread or socket, sends a signal, or reaches into another process is on this list. Nor are
 # fcntl and ioctl: they can make the kernel send signals or push input to a terminal.
+# fmt: off
 CALLS: dict[str, tuple[int, int | None]] = {
-    "read": (0, 63),
-    "write": (1, 64),
-    "close": (3, 57),
-    "fstat": (5, 80),
-    "lseek": (8, 62),
-    "mmap": (9, 222),
-    "mprotect": (10, 226),
-    "munmap": (11, 215),
-    "brk": (12, 214),
-    "rt_sigaction": (13, 134),
-    "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139),
-    "pread64": (17, 67),
-    "readv": (19, 65),
-    "writev": (20, 66),
-    "mremap": (25, 216),
-    "madvise": (28, 233),
-    "dup": (32, 23),
-    "nanosleep": (35, 101),
-    "getpid": (39, 172),
-    "exit": (60, 93),
-    "uname": (63, 160),
-    "getcwd": (79, 17),
-    "gettimeofday": (96, 169),
-    "getrusage": (98, 165),
-    "sysinfo": (99, 179),
-    "sigaltstack": (131, 132),
-    "gettid": (186, 178),
-    "futex": (202, 98),
-    "restart_syscall": (219, 128),
-    "clock_gettime": (228, 113),
-    "clock_getres": (229, 114),
-    "clock_nanosleep": (230, 115),
-    "exit_group": (231, 94),
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "lseek": (8, 62), "mmap": (9, 222),
+    "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "pread64": (17, 67), "readv": (19, 65),
+    "writev": (20, 66), "mremap": (25, 216), "madvise": (28, 233), "dup": (32, 23), "nanosleep": (35, 101),
+    "getpid": (39, 172), "exit": (60, 93), "uname": (63, 160), "getcwd": (79, 17), "gettimeofday": (96, 169),
+    "getrusage": (98, 165), "sysinfo": (99, 179), "sigaltstack": (131, 132), "gettid": (186, 178),
+    "futex": (202, 98), "restart_syscall": (219, 128), "clock_gettime": (228, 113),
+    "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "exit_group": (231, 94),
     "getrandom": (318, 278),
 }
 FILE_CALLS: dict[str, tuple[int, int | None]] = {  # these only where Landlock says which files
-    "openat": (257, 56),
-    "ftruncate": (77, 46),
-    "getdents64": (217, 61),
-    "newfstatat": (262, 79),
-    "statx": (332, 291),
-    "readlinkat": (267, 78),
-    "faccessat": (269, 48),
-    "faccessat2": (439, 439),
-    "unlinkat": (263, 35),
-    "renameat": (264, 38),
+    "openat": (257, 56), "ftruncate": (77, 46), "getdents64": (217, 61), "newfstatat": (262, 79),
+    "statx": (332, 291), "readlinkat": (267, 78), "faccessat": (269, 48), "faccessat2": (439, 439),
+    "unlinkat": (263, 35), "renameat": (264, 38),
     # the older forms, which arm64 never had
-    "open": (2, None),
-    "stat": (4, None),
-    "lstat": (6, None),
-    "access": (21, None),
-    "readlink": (89, None),
-    "unlink": (87, None),
-    "rename": (82, None),
+    "open": (2, None), "stat": (4, None), "lstat": (6, None), "access": (21, None), "readlink": (89, None),
+    "unlink": (87, None), "rename": (82, None),
 }
+# fmt: on
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -119,18 +83,14 @@ def private_scratch(job: Job) -> None:
     libc = _libc()
     user, group = os.getuid(), os.getgid()
     _call(libc.unshare, 0x10000000 | 0x20000)  # CLONE_NEWUSER allows CLONE_NEWNS to everybody
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{user} {user} 1"),
-        ("gid_map", f"{group} {group} 1"),
-    ):
+    ids = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+    for name, text in ids.items():
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     _call(libc.mount, None, b"/", None, 0x4000 | 0x40000, None)  # MS_REC | MS_PRIVATE
     options = f"size={FILE_MB}m,nr_inodes=1k,mode=700".encode()
-    _call(
-        libc.mount, b"tmpfs", os.fsencode(job.scratch), b"tmpfs", 2 | 4 | 8, options
-    )  # nosuid, nodev, noexec
+    guarded = 2 | 4 | 8  # nosuid, nodev, noexec
+    _call(libc.mount, b"tmpfs", os.fsencode(job.scratch), b"tmpfs", guarded, options)
     os.chdir(job.scratch)
 
 
@@ -264,16 +224,7 @@ def _call(function: "Callable", *arguments: object) -> int:
 
 # What may fail comes in this order: namespaces before rights are given up, Landlock before seccomp, which
 # forbids the call; the hook last, since it forbids ctypes.
-GUARDS = (
-    private_scratch,
-    limits,
-    memory_limit,
-    no_privileges,
-    parent_death,
-    landlock,
-    seccomp,
-    audit_hook,
-)
+GUARDS = (private_scratch, limits, memory_limit, no_privileges, parent_death, landlock, seccomp, audit_hook)
 
 
 # ---- the program ---------------------------------------------------------------------------------
