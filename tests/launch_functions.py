@@ -84,6 +84,29 @@ def wait_stubbornly(config: dict[str, Any]) -> dict[str, Any]:
     return wait(config)
 
 
+def wait_for_the_end(config: dict[str, Any]) -> dict[str, Any]:
+    """As `wait`, but note a SIGTERM, as a trainer writes its checkpoint then too."""
+
+    def save(number: int, frame: Any) -> None:
+        print("saving")
+        Path(config["folder"], f"{os.environ['RANK']}.saved").touch()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, save)
+    return wait(config)
+
+
+def where(config: dict[str, Any]) -> dict[str, Any]:
+    """In which process and on which device the work is done."""
+    device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
+    return {"pid": os.getpid(), "device": device, "group": os.environ.get("WORLD_SIZE")}
+
+
+def slow(config: dict[str, Any]) -> dict[str, Any]:
+    time.sleep(2)
+    return {"slept": 2}
+
+
 def tick(config: dict[str, Any]) -> dict[str, Any]:
     join()
     for number in range(3):

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.engines import launch
+from lib.engines import launch, worker
 from lib.engines.launch import LaunchError, run
+from lib.runs import read_json, write_json
 
 CONFIG = {"count": 10, "weight": 1.5}
 
@@ -122,8 +123,43 @@ def test_what_cannot_work_is_refused_before_the_start(tmp_path, monkeypatch):
         run(name, CONFIG, num_processes=2, accelerate_config=tmp_path / "none.yaml")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
-    with pytest.raises(LaunchError, match="2 processes need 2 devices, there are 1"):
+    with pytest.raises(LaunchError, match="num_processes=2 needs as many devices, and this machine has 1"):
         run(name, CONFIG, num_processes=2)
+
+
+# ---- where it runs -----------------------------------------------------------------------------
+
+
+def test_one_process_is_fresh_where_there_is_an_accelerator_and_this_one_on_a_cpu(monkeypatch):
+    assert run("launch_functions:where", {})["pid"] == os.getpid()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    result = run("launch_functions:where", {})
+    assert result["pid"] != os.getpid() and result["group"] is None
+
+
+def test_a_worker_takes_its_own_device_before_anything_loads(tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: chosen[-1])
+    for name, value in {"RANK": "0", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    call = {"function": "launch_functions:where", "config": {}, "num_processes": 2, "accelerate_config": ""}
+    write_json(tmp_path / "call.json", call)
+    worker._call(tmp_path)
+    assert read_json(tmp_path / "result.json")["device"] == 1
+
+
+def test_a_worker_lives_without_an_input_as_under_a_scheduler(tmp_path):
+    call = {"function": "launch_functions:slow", "config": {}, "num_processes": 1, "accelerate_config": ""}
+    write_json(tmp_path / "call.json", call)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "-m", "lib.engines.worker"]
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [*command, str(tmp_path)], stdin=subprocess.DEVNULL, env=os.environ | path, capture_output=True
+    )
+    assert done.returncode == 0 and read_json(tmp_path / "result.json") == {"slept": 2}
 
 
 # ---- what fails --------------------------------------------------------------------------------
@@ -164,7 +200,7 @@ def test_a_result_that_is_not_json_is_an_error(count):
 def test_a_result_that_is_no_dict_or_never_comes_is_an_error():
     with pytest.raises(LaunchError, match="must be a dict, got NoneType"):
         run("launch_functions:give_nothing", {})
-    with pytest.raises(LaunchError, match="SystemExit: 0"):
+    with pytest.raises(LaunchError, match="ended without a result"):
         run("launch_functions:leave", {}, num_processes=2)
 
 
@@ -234,3 +270,11 @@ def test_a_killed_notebook_leaves_no_process_behind(start_waiting):
     parent.kill()
     parent.communicate(timeout=60)
     assert wait_until(lambda: not any(is_running(pid) for pid in pids), 20)
+
+
+def test_a_killed_notebook_lets_a_trainer_save(start_waiting, tmp_path):
+    parent, pids = start_waiting("launch_functions:wait_for_the_end")
+    parent.kill()
+    parent.communicate(timeout=60)
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids), 20)
+    assert (tmp_path / "0.saved").exists() and (tmp_path / "1.saved").exists()

@@ -1,24 +1,20 @@
-"""Call a function of a module in this process or in several, with the same config and the same result.
+"""Call a function of a module in fresh processes, or on a CPU in this one: same config, same result.
 
     run("lib.methods.sft:train", {"seed": 1}, num_processes=2)
 
-Several processes start afresh through torchrun, since forking a notebook breaks CUDA and bitsandbytes.
-Config and result pass through JSON files; what the processes write appears in the cell, line by line.
+Processes start through torchrun (see `worker`), since forking a notebook breaks CUDA and bitsandbytes. Config
+and result pass through JSON files; what the processes write appears in the cell, line by line.
 """
 
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +24,6 @@ import torch
 from lib.runs import read_json, write_json
 
 SHOWN_LINES = 12
-# What a process gets because another one failed; any other signal is itself the cause.
-FOLLOWING = (signal.SIGTERM, signal.SIGINT, signal.SIGABRT)
 
 
 class LaunchError(RuntimeError):
@@ -45,28 +39,29 @@ def run(
 ) -> dict[str, Any]:
     """The result of `function` ("module:name"), called with `config` in every process; rank 0's is returned.
 
-    One process is this one. Several start through torchrun, or through accelerate with its config file
+    One process on a CPU is this one. Otherwise they are fresh, as an accelerator's memory shall be theirs
+    (`policies.parked` clears it), and start through torchrun, or through accelerate with its config file
     (FSDP, DeepSpeed); a failure in one of them is a LaunchError. Only rank 0 prints.
     """
-    call = _find(function)
-    config = _as_json(config, f"the config of {function}")
+    call = find(function)
+    config = as_json(config, f"the config of {function}")
     if num_processes < 1:
         raise LaunchError(f"num_processes must be 1 or more, got {num_processes}")
-    if num_processes == 1 and accelerate_config is None:
-        return _as_json(call(config), f"the result of {function}")
-    command = _launcher(num_processes, accelerate_config)
+    if num_processes == 1 and accelerate_config is None and not torch.accelerator.is_available():
+        return as_json(call(config), f"the result of {function}")
+    _check_machine(num_processes, accelerate_config)
     with tempfile.TemporaryDirectory(prefix="launch-") as scratch:
         folder = Path(scratch)
-        write_json(
-            folder / "call.json", {"function": function, "config": config, "num_processes": num_processes}
-        )
-        code = _stream([*command, "-m", "lib.engines.launch", scratch], folder / "launcher.log")
-        if code != 0:
-            raise LaunchError(_explain(function, num_processes, folder, code))
-        return read_json(folder / "result.json")
+        options = {"num_processes": num_processes, "accelerate_config": str(accelerate_config or "")}
+        write_json(folder / "call.json", {"function": function, "config": config, **options})
+        command = [sys.executable, "-m", "lib.engines.worker", "launch", scratch]
+        code = _stream(command, folder / "launcher.log")
+        if code == 0 and (folder / "result.json").exists():
+            return as_json(read_json(folder / "result.json"), f"the result of {function}")
+        raise LaunchError(_explain(function, num_processes, folder, code))
 
 
-def _find(function: str) -> Callable[[dict[str, Any]], Any]:
+def find(function: str) -> Callable[[dict[str, Any]], Any]:
     """Import the function; every process does it, this one first, so that a wrong name starts nothing."""
     module, _, name = function.partition(":")
     if not module or not name:
@@ -86,7 +81,7 @@ def _find(function: str) -> Callable[[dict[str, Any]], Any]:
     return found
 
 
-def _as_json(value: Any, what: str) -> dict[str, Any]:
+def as_json(value: Any, what: str) -> dict[str, Any]:
     """A dict as JSON gives it back, in one process as in several: a tuple becomes a list."""
     if not isinstance(value, Mapping):
         raise LaunchError(f"{what} must be a dict, got {type(value).__name__}")
@@ -96,25 +91,16 @@ def _as_json(value: Any, what: str) -> dict[str, Any]:
         raise LaunchError(f"{what} must be JSON: {error}") from None
 
 
-def _launcher(num_processes: int, accelerate_config: Path | str | None) -> list[str]:
-    """The command that starts the processes; checks what can be known before."""
-    if torch.accelerator.is_available() and num_processes > torch.accelerator.device_count():
+def _check_machine(num_processes: int, accelerate_config: Path | str | None) -> None:
+    """Refuse what this machine cannot do."""
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else num_processes
+    if num_processes > devices:
         raise LaunchError(
-            f"{num_processes} processes need {num_processes} devices, there are "
-            f"{torch.accelerator.device_count()}; to use the CPU set CUDA_VISIBLE_DEVICES to nothing"
+            f"num_processes={num_processes} needs as many devices, and this machine has {devices}; ask for "
+            f"{devices} at most, or for the CPU by an empty CUDA_VISIBLE_DEVICES"
         )
-    if accelerate_config is None:
-        return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={num_processes}",
-        ]
-    if not Path(accelerate_config).is_file():
+    if accelerate_config is not None and not Path(accelerate_config).is_file():
         raise LaunchError(f"there is no accelerate config file {accelerate_config}")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config)]
-    return [*command, f"--num_processes={num_processes}", "--main_process_port=0"]
 
 
 def _environment() -> dict[str, str]:
@@ -130,21 +116,13 @@ def _stream(command: list[str], log: Path) -> int:
         launcher = subprocess.Popen(
             command,
             env=_environment(),
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             encoding="utf-8",
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
-
-    def let_go() -> None:
-        """When the launcher is gone, close the input that its processes hold on to (see `main`)."""
-        launcher.wait()
-        if launcher.stdin:
-            launcher.stdin.close()
-
-    threading.Thread(target=let_go, daemon=True).start()
     try:
         _show(launcher)
         return launcher.wait()
@@ -166,71 +144,19 @@ def _show(launcher: subprocess.Popen[str]) -> None:
 
 def _explain(function: str, num_processes: int, folder: Path, code: int) -> str:
     """Say which process failed first, and how."""
-    log = (folder / "launcher.log").read_text(encoding="utf-8")
-    for rank, number in re.findall(r"rank\s*: (\d+) .*\n\s*exitcode\s*: -(\d+)", log):
-        if int(number) not in FOLLOWING:
-            name = signal.Signals(int(number)).name
-            hint = "; the system does so when memory runs out" if name == "SIGKILL" else ""
-            return f"{function}: process {rank} (of 0 to {num_processes - 1}) was killed by {name}{hint}"
-    failure = folder / "failure.json"
-    if failure.exists():
-        first = read_json(failure)
-        where = f"in process {first['rank']} (of 0 to {num_processes - 1})"
-        return f"{function} failed {where}:\n{_last_lines(first['traceback'])}"
-    return f"{function}: the launcher ended with code {code}:\n{_last_lines(log)}"
+    if code == 0:
+        return f"{function} ended without a result: does it call sys.exit?"
+    log, failure = (folder / "launcher.log").read_text(encoding="utf-8"), folder / "failure.json"
+    if not failure.exists():
+        return f"{function}: the launcher ended with code {code}:\n{_last_lines(log)}"
+    first = read_json(failure)
+    which = f"process {first['rank']} (of 0 to {num_processes - 1})" if num_processes > 1 else "its process"
+    if first["exitcode"] < 0:
+        name = signal.Signals(-first["exitcode"]).name
+        hint = "; the system does so when memory runs out" if name == "SIGKILL" else ""
+        return f"{function}: {which} was killed by {name}{hint}"
+    return f"{function} failed in {which}:\n{_last_lines(first['error'])}"
 
 
 def _last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-SHOWN_LINES:])
-
-
-# ---- one of several processes ------------------------------------------------------------------
-
-
-def main(folder: Path) -> int:
-    """Call the function as one of the processes that `run` started; rank 0 writes result.json."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    rank = int(os.environ.get("RANK", "0"))
-    os.dup2(1, 2)  # the cell shows our warnings; what the launcher says of itself stays in its log
-    if rank:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-    elif isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
-    call = read_json(folder / "call.json")
-    try:
-        _check_count(call["num_processes"])
-        result = _find(call["function"])(call["config"])
-        if rank == 0:
-            write_json(folder / "result.json", _as_json(result, f"the result of {call['function']}"))
-    except BaseException:  # SystemExit too: a process that left early has no result
-        _record_failure(folder / "failure.json", rank)
-        return 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return 0
-
-
-def _end_with_parent() -> None:
-    """End this process when its input closes: a killed notebook kernel must not leave training behind."""
-    os.read(0, 1)
-    os._exit(1)
-
-
-def _check_count(expected: int) -> None:
-    """accelerate starts one process on a CPU, and says nothing, for most of its config files."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != expected:
-        raise LaunchError(f"asked for {expected} processes, but the launcher started {started}")
-
-
-def _record_failure(path: Path, rank: int) -> None:
-    """Keep the traceback of the first process that fails: the others fail for want of it."""
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            json.dump({"rank": rank, "traceback": traceback.format_exc()}, file)
-    except FileExistsError:
-        pass
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -43,7 +43,11 @@ def load_policy(
     """
     source, pinned = _pinned(_source(name_or_path))
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **pinned)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    device: str | torch.device = "cpu"
+    if torch.accelerator.is_available():  # with its number: each of several processes has one of its own
+        device = torch.device(
+            torch.accelerator.current_accelerator().type, torch.accelerator.current_device_index()
+        )
     quantisation = None
     if quantised:
         _mend_dequantisation()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -14,6 +17,21 @@ def memory_mb(model: PreTrainedModel) -> float:
 def trained_parameters(model: PreTrainedModel) -> int:
     """How many parameters training changes."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+@contextmanager
+def parked(*models: PreTrainedModel) -> Iterator[None]:
+    """Keep models in the main memory meanwhile, so that another process has the accelerator's."""
+    places = [model.device for model in models]
+    for model in models:
+        model.to("cpu")
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    try:
+        yield
+    finally:
+        for model, place in zip(models, places, strict=True):
+            model.to(place)
 
 
 def training_memory(
