@@ -44,14 +44,18 @@ class RunCallback(TrainerCallback):
         self._begun = time.monotonic()
         self._old_handlers: dict[int, Any] = {}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.global_step >= self.last(state):
             raise NothingLeftError
         self._begun = time.monotonic()
         if threading.current_thread() is threading.main_thread():  # signals reach no other
             self._old_handlers = {number: signal.signal(number, self._stop) for number in STOPPING}
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.restore_signals()
 
     def restore_signals(self) -> None:
@@ -59,7 +63,9 @@ class RunCallback(TrainerCallback):
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if args.world_size > 1:  # the signal reaches processes at different steps, and saving needs them all
             heard = torch.tensor(self.stopped_by, dtype=torch.int32, device=args.device)
             torch.distributed.all_reduce(heard, op=torch.distributed.ReduceOp.MAX)
@@ -74,13 +80,18 @@ class RunCallback(TrainerCallback):
         return min(self.stop_at or state.max_steps, state.max_steps)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs
-    ):
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not state.is_world_process_zero or not logs or not {"loss", "eval_loss"} & logs.keys():
             return
         seconds = time.monotonic() - self._begun
         if self.run is not None:
-            self.run.log(state.global_step, logs | {"seconds": round(seconds, 2)})
+            self.run.log(state.global_step, {**logs, "seconds": round(seconds, 2)})
         last = self.last(state)
         every = max(1, last // self.lines // args.logging_steps) * args.logging_steps
         due = "loss" in logs and (state.global_step % every == 0 or state.global_step >= last)

@@ -43,11 +43,10 @@ def load_policy(
     """
     source, pinned = _pinned(_source(name_or_path))
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **pinned)
-    device: str | torch.device = "cpu"
-    if torch.accelerator.is_available():  # with its number: each of several processes has one of its own
-        device = torch.device(
-            torch.accelerator.current_accelerator().type, torch.accelerator.current_device_index()
-        )
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device = torch.device("cpu")
+    if accelerator:  # with its number: each of several processes has one of its own
+        device = torch.device(accelerator.type, torch.accelerator.current_device_index())
     quantisation = None
     if quantised:
         _mend_dequantisation()
