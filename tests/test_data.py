@@ -12,8 +12,9 @@ import pytest
 
 from lib import dial
 from lib.formats import ReasoningFormat
-from lib.sources import catalogue, fits_in, load_tasks
-from lib.sources.catalogue import SOURCES, DataError, Loaded, load, read_rows, sources_table
+from lib.sources import fits_in, load_tasks, loading
+from lib.sources.catalogue import SOURCES, sources_table
+from lib.sources.loading import DataError, Loaded, load, read_rows
 from lib.sources.overlap import duplicates, overlap, report
 from lib.sources.readers import last_boxed
 
@@ -254,7 +255,7 @@ def test_the_hub_is_asked_for_the_pinned_commit(monkeypatch):
         asked.append((name, config, split, revision))
         return datasets.Dataset.from_list([{"question": PETS, "answer": "B"}])
 
-    monkeypatch.setattr(catalogue.datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(loading.datasets, "load_dataset", load_dataset)
     loaded = load("csqa", split="test")
     assert asked == [("tau/commonsense_qa", "default", "validation", SOURCES["csqa"].revision)]
     assert loaded.examples == [one("csqa", {"question": PETS, "answer": "B"})]
@@ -264,14 +265,14 @@ def test_without_a_network_the_error_names_the_way_out(monkeypatch):
     def load_dataset(*_, **__):
         raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub")
 
-    monkeypatch.setattr(catalogue.datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(loading.datasets, "load_dataset", load_dataset)
     with pytest.raises(DataError, match=r"Couldn't reach 'openai/gsm8k'.*give path= a local file"):
         load("gsm8k")
 
 
 def test_every_task_of_bbh_is_loaded_and_named(monkeypatch):
     monkeypatch.setattr(
-        catalogue.datasets,
+        loading.datasets,
         "load_dataset",
         lambda name, config, **_: datasets.Dataset.from_list([{"input": f"{config}?", "target": "True"}]),
     )
@@ -290,7 +291,7 @@ def test_every_task_of_bbh_is_loaded_and_named(monkeypatch):
     ],
 )
 def test_nothing_is_loaded_unpinned_or_unknown(source, options, message, monkeypatch):
-    monkeypatch.setattr(catalogue.datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(loading.datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(DataError, match=message):
         load(source, **options)
 

@@ -19,7 +19,7 @@ from chat_server import completion, serving
 from lib.dial import Question, dial_task, dial_teacher, gold_response, rl_questions, sample_questions
 from lib.engines.server import ChatServer
 from lib.formats import ReasoningFormat, parse_response, render_response
-from lib.sources.catalogue import read_rows
+from lib.sources.loading import read_rows
 from lib.sources.sft_set import build_sft_set, card_markdown, check_response, stage
 from lib.sources.teachers import Reply, chat_teacher, dataset_teacher, teacher_prompt
 

@@ -11,7 +11,7 @@ from typing import Any
 from lib.dial.responses import gold_response
 from lib.dial.world import Question, parse_question, sample_questions
 from lib.formats import ReasoningFormat
-from lib.sources.catalogue import register
+from lib.sources.loading import register
 from lib.sources.sft_set import sft_row, stage
 from lib.sources.teachers import Assignment, Reply
 from lib.tasks import Task

@@ -3,19 +3,9 @@
 All of them give lib.tasks.Task; how a dataset spells its rows stays in this room.
 """
 
-from lib.sources.catalogue import (
-    SOURCES,
-    Loaded,
-    Problem,
-    Source,
-    fits_in,
-    load,
-    load_tasks,
-    read_rows,
-    register,
-    sources_table,
-)
+from lib.sources.catalogue import SOURCES, Source, sources_table
 from lib.sources.files import DataError, RowError, file_rows
+from lib.sources.loading import Loaded, Problem, fits_in, load, load_tasks, read_rows, register
 from lib.sources.overlap import duplicates, overlap, report
 from lib.sources.sft_set import Drop, SFTSet, build_sft_set, card_markdown, check_response, stage
 from lib.sources.teachers import Assignment, Reply, Teacher, chat_teacher, dataset_teacher, teacher_prompt

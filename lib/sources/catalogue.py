@@ -1,54 +1,17 @@
-"""Real datasets as one kind of record, from the hub at a pinned revision or from a local file.
-
-A broken row is an error that names file, line and reason. Asked to go on, `load` returns it as a
-problem beside the rest: rows read = examples + problems, always. Both ways in give the same examples.
-"""
+"""The catalogue of datasets: home, licence, pinned revision, and who reads the rows (`data/sources.yaml`)."""
 
 from __future__ import annotations
 
-import json
-import random
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import datasets
 import pandas as pd
+import yaml
 
 from lib.runs import ROOT
 from lib.sources import readers
-from lib.sources.files import DataError, Row, RowError, file_rows
-from lib.tasks import Task, question_key
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-datasets.disable_progress_bars()  # as in lib.models: a saved notebook needs none
-
-_BROKEN_TEXT = re.compile("[\ud800-\udfff\ufffd]")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A row that could not be used. Parquet files and the hub have rows, not lines; both count from 1."""
-
-    file: str
-    line: int
-    reason: str
-    unit: str = "line"
-
-    def __str__(self) -> str:
-        return f"{self.file}, {self.unit} {self.line}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What was read: every row is an example or a problem."""
-
-    examples: list[Task]
-    problems: list[Problem]
+from lib.sources.files import Row
 
 
 @dataclass(frozen=True)
@@ -65,172 +28,19 @@ class Source:
     licence: str
     hub: str | None = None
     revision: str | None = None
-    configs: tuple[str, ...] = ("default",)
+    configs: Sequence[str] = ("default",)
     splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
     note: str = ""
 
 
-# ---- sources -------------------------------------------------------------------------------------
+def _catalogue() -> dict[str, Source]:
+    listed = yaml.safe_load((ROOT / "data" / "sources.yaml").read_text(encoding="utf-8"))
+    return {
+        name: Source(**entry | {"read": getattr(readers, entry["read"])}) for name, entry in listed.items()
+    }
 
-_BBH = (
-    "boolean_expressions causal_judgement date_understanding disambiguation_qa dyck_languages "
-    "formal_fallacies geometric_shapes hyperbaton logical_deduction_five_objects "
-    "logical_deduction_seven_objects logical_deduction_three_objects movie_recommendation "
-    "multistep_arithmetic_two navigate object_counting penguins_in_a_table "
-    "reasoning_about_colored_objects ruin_names salient_translation_error_detection snarks "
-    "sports_understanding temporal_sequences tracking_shuffled_objects_five_objects "
-    "tracking_shuffled_objects_seven_objects tracking_shuffled_objects_three_objects web_of_lies "
-    "word_sorting"
-)
-_TEST_ONLY = {"test": "test"}
 
-# Tiers of CSQA to AIME are the paper's (ARM, section 5.1); the others are ours, and say why.
-# Revisions are commits that several public evaluation projects pin too; none was fetched here.
-SOURCES: dict[str, Source] = {
-    "csqa": Source(
-        readers.read_choice,
-        "choice",
-        "easy",
-        "CommonsenseQA, Talmor et al. 2019",
-        "MIT",
-        hub="tau/commonsense_qa",
-        revision="94630fe30dad47192a8546eb75f094926d47e155",
-        splits={"train": "train", "test": "validation"},
-        note="the hub's test split has no answers; the papers test on its validation split",
-    ),
-    "openbookqa": Source(
-        readers.read_choice,
-        "choice",
-        "easy",
-        "OpenBookQA, Mihaylov et al. 2018",
-        "not stated on the hub",
-        hub="allenai/openbookqa",
-        revision="388097ea7776314e93a529163e0fea805b8a6454",
-        configs=("main",),
-    ),
-    "gsm8k": Source(
-        readers.read_gsm8k,
-        "number",
-        "medium",
-        "GSM8K, Cobbe et al. 2021",
-        "MIT",
-        hub="openai/gsm8k",
-        revision="740312add88f781978c0658806c59bc2815b9866",
-        configs=("main",),
-    ),
-    "math": Source(
-        readers.read_math,
-        "latex",
-        "medium",
-        "MATH, Hendrycks et al. 2021",
-        "MIT",
-        hub="DigitalLearningGmbH/MATH-lighteval",
-        revision="0530c78699ea5e8eb5530600900e1f328b48acad",
-    ),
-    "math500": Source(
-        readers.read_math,
-        "latex",
-        "medium",
-        "MATH-500, Lightman et al. 2023",
-        "not stated on the hub (MATH is MIT)",
-        hub="HuggingFaceH4/MATH-500",
-        revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-        splits=_TEST_ONLY,
-        note="500 questions of the MATH test set: never train on both",
-    ),
-    "svamp": Source(
-        readers.read_svamp,
-        "number",
-        "medium",
-        "SVAMP, Patel et al. 2021",
-        "MIT",
-        hub="ChilleD/SVAMP",
-        revision="5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef",
-    ),
-    "aime2024": Source(
-        readers.read_aime,
-        "number",
-        "hard",
-        "AIME 2024, Mathematical Association of America",
-        "not stated; problems belong to the MAA",
-        hub="HuggingFaceH4/aime_2024",
-        revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
-        splits={"test": "train"},
-    ),
-    "aime2025": Source(
-        readers.read_aime,
-        "number",
-        "hard",
-        "AIME 2025, Mathematical Association of America",
-        "not stated; problems belong to the MAA",
-        hub="math-ai/aime25",
-        revision="563bb8404243c5f09de6ec262f2db674fe5bce9b",
-        splits=_TEST_ONLY,
-    ),
-    "bbh": Source(
-        readers.read_bbh,
-        "text",
-        "medium",
-        "BIG-Bench Hard, Suzgun et al. 2022",
-        "not stated on the hub (the authors' repository is MIT)",
-        hub="lukaemon/bbh",
-        revision="982bb89fd79532a8ac676a61fc42eb1aeec63f99",
-        configs=tuple(_BBH.split()),
-        splits=_TEST_ONLY,
-        note="a row does not say its task: the hub loader adds it, a local file has it in a column `task`",
-    ),
-    "mmlu": Source(
-        readers.read_choice,
-        "choice",
-        "medium",
-        "MMLU, Hendrycks et al. 2021",
-        "MIT",
-        hub="cais/mmlu",
-        revision="c30699e8356da336a370243923dbaf21066bb9fe",
-        configs=("all",),
-        splits={"test": "test", "validation": "validation"},
-        note="tier ours: recall and college mathematics mixed; the subject is in `topic`",
-    ),
-    "aqua_rat": Source(
-        readers.read_choice,
-        "choice",
-        "medium",
-        "AQuA-RAT, Ling et al. 2017",
-        "Apache-2.0",
-        hub="deepmind/aqua_rat",
-        revision="33301c6a050c96af81f63cad5562cb5363e88971",
-        configs=("raw",),
-        note="tier ours: word problems like GSM8K's; the source of ARM's SFT data",
-    ),
-    "deepscaler": Source(
-        readers.read_math,
-        "latex",
-        "hard",
-        "DeepScaleR, Luo et al. 2025",
-        "MIT",
-        hub="agentica-org/DeepScaleR-Preview-Dataset",
-        revision="b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29",
-        splits={"train": "train"},
-        note="tier ours: competition problems, among them AIME up to 2023; most rows have no solution",
-    ),
-    "arm_sft": Source(
-        readers.read_arm_sft,
-        "latex",
-        "medium",
-        "ARM's SFT sets, github.com/TEAM-ARM/ARM, LLaMA-Factory/data/aqua_rat_*.json",
-        "none in the repository; AQuA-RAT below it is Apache-2.0",
-        splits={"train": "train"},
-        note="also with the hub's organisation arm-team; repository and revision must be given",
-    ),
-    "adareasoner": Source(
-        readers.read_adareasoner,
-        "choice",
-        "medium",
-        "AdaReasoner's 1,000 questions, dataset/source.json of its repository",
-        "none in the repository; four sets with licences of their own",
-        note="tiers ours, by type: truthfulqa, metaphor easy; logiqa, mmlu_math medium; local file only",
-    ),
-}
+SOURCES: dict[str, Source] = _catalogue()
 
 
 def sources_table() -> pd.DataFrame:
@@ -238,152 +48,3 @@ def sources_table() -> pd.DataFrame:
     columns = ["tier", "kind", "licence", "hub", "revision", "home", "note"]
     rows = {name: {c: v for c, v in vars(source).items() if c in columns} for name, source in SOURCES.items()}
     return pd.DataFrame.from_dict(rows, orient="index")[columns]
-
-
-# ---- loading -------------------------------------------------------------------------------------
-
-Loader = Callable[..., list[Task]]  # (count, *, split, seed, **options)
-_WORLDS: dict[str, Loader] = {}
-
-
-def register(name: str, loader: Loader) -> None:
-    """Make a world of questions that are drawn, not read, known to `load_tasks` by a name of its own."""
-    _WORLDS[name] = loader
-
-
-def load_tasks(
-    names: Sequence[str],
-    *,
-    split: str = "test",
-    count: int | None = None,
-    seed: int = 0,
-    folder: str | Path = "",
-    fits: Callable[[Task], bool] | None = None,
-    **options: Any,
-) -> list[Task]:
-    """Tasks of one split, `count` in all, as evenly from each source as can be.
-
-    Of a dataset, from the hub or from `folder`/<name>_<split>.jsonl (or that file itself), a seeded sample
-    without repetition, or all there is; `fits` may leave questions out, see `fits_in`. `options` are for
-    registered worlds, which draw their questions: the dial world has depths, distinct, world and sft_share.
-    """
-    if isinstance(names, str) or not names:
-        raise DataError(f"sources must be a list of names, got {names!r}")
-    if unknown := [name for name in names if name not in (*_WORLDS, *SOURCES)]:
-        raise DataError(f"unknown source {unknown[0]!r}; there are {', '.join((*_WORLDS, *SOURCES))}")
-    if count is not None and count < len(names):
-        raise DataError(f"count must be {len(names)} or more, one question a source, got {count}")
-    tasks: list[Task] = []
-    for place, name in enumerate(names):
-        share = None if count is None else count // len(names) + (place < count % len(names))
-        if name in _WORLDS:
-            if share is None:
-                raise DataError(f"the questions of {name} are drawn: say how many (count=)")
-            tasks += _WORLDS[name](share, split=split, seed=seed, **options)
-            continue
-        path = ROOT / folder if folder else None
-        if path is not None and not path.is_file():
-            path /= f"{name}_{split}.jsonl"
-        found = [task for task in load(name, path, split=split).examples if fits is None or fits(task)]
-        if share is not None and share < len(found):
-            found = random.Random(f"{seed}|{name}|{split}").sample(found, share)
-        tasks += found
-    return tasks
-
-
-def fits_in(tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> Callable[[Task], bool]:
-    """Whether the prompt of a task has at most so many tokens: what `load_tasks` may ask for."""
-    return lambda task: len(tokenizer(task.prompt).input_ids) <= max_prompt_tokens
-
-
-def load(
-    source: str,
-    path: str | Path | None = None,
-    *,
-    split: str = "test",
-    keep_going: bool = False,
-    hub: str | None = None,
-    revision: str | None = None,
-) -> Loaded:
-    """Read a source from a jsonl, json, csv or parquet file, or without `path` from the hub, pinned.
-
-    `split` is train or test; on the hub it chooses the data, with a file it says what the file is.
-    The first broken row raises DataError; with `keep_going` all are returned as problems.
-    """
-    if source not in SOURCES:
-        raise DataError(f"unknown source {source!r}; there are {', '.join(SOURCES)}")
-    if path is None:
-        name, unit, rows = _hub_rows(SOURCES[source], split, hub, revision)
-    else:
-        name, unit, rows = str(path), "row" if Path(path).suffix == ".parquet" else "line", file_rows(path)
-    loaded = read_rows(source, rows, split=split, file=name, unit=unit, keep_going=keep_going)
-    if not loaded.examples and not loaded.problems:
-        raise DataError(f"{name} holds no rows")
-    return loaded
-
-
-def read_rows(
-    source: str,
-    rows: Iterable[tuple[int, Row | RowError]],
-    *,
-    split: str = "test",
-    file: str = "rows",
-    unit: str = "row",
-    keep_going: bool = False,
-) -> Loaded:
-    """Turn numbered rows into examples, e.g. `read_rows("gsm8k", enumerate(dataset, 1))`."""
-    examples, problems = [], []
-    for number, row in rows:
-        try:
-            if isinstance(row, RowError):
-                raise row
-            examples.append(_example(source, row, split))
-        except RowError as error:
-            problem = Problem(file, number, str(error), unit)
-            if not keep_going:
-                raise DataError(
-                    f"{problem}. Mend the row, or load with keep_going=True to leave it out."
-                ) from None
-            problems.append(problem)
-    return Loaded(examples, problems)
-
-
-def _example(source: str, row: Row, split: str) -> Task:
-    if not isinstance(row, Mapping):
-        raise RowError(f"the row is not an object but {type(row).__name__}")
-    if broken := _BROKEN_TEXT.search(json.dumps(row, ensure_ascii=False, default=str)):
-        code = ord(broken[0])
-        reason = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"character U+{code:04X}"
-        raise RowError(f"the row is not UTF-8 text, or was decoded wrongly before: {reason}")
-    try:
-        fields = SOURCES[source].read(row)
-    except (AttributeError, KeyError, TypeError) as error:  # a field of another shape than any we know
-        raise RowError(f"a field has an unknown shape ({type(error).__name__}: {error})") from None
-    fields = {"kind": SOURCES[source].kind, "tier": SOURCES[source].tier, **fields}
-    return Task(f"{source}/{question_key(fields['question'])}", source=source, split=split, **fields)
-
-
-def _hub_rows(
-    source: Source, split: str, hub: str | None, revision: str | None
-) -> tuple[str, str, Iterator[tuple[int, Row | RowError]]]:
-    """The rows of a hub repository at a pinned commit, all configs one after the other."""
-    hub, revision = hub or source.hub, revision or source.revision
-    if hub is None:
-        raise DataError(f"no hub repository is known for {source.home}: give path=, or hub= and revision=")
-    if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
-        raise DataError(
-            f"{hub} must be pinned: give revision= a full commit hash of 40 digits, not {revision!r}; "
-            "a branch may change under you"
-        )
-    if split not in source.splits:
-        raise DataError(f"{hub} has no split {split!r} here; there are {', '.join(source.splits)}")
-
-    def rows() -> Iterator[Row]:
-        for config in source.configs:
-            try:
-                table = datasets.load_dataset(hub, config, split=source.splits[split], revision=revision)
-            except ConnectionError as error:
-                raise DataError(f"{error}. Without a network, give path= a local file.") from error
-            yield from ({**row, "task": config} if len(source.configs) > 1 else row for row in table)
-
-    return f"{hub}@{revision[:7]}", "row", enumerate(rows(), 1)

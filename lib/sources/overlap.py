@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from lib.sources.catalogue import Loaded
+from lib.sources.loading import Loaded
 from lib.tasks import Task
 
 # ---- duplicates and overlap ----------------------------------------------------------------------

@@ -1,0 +1,197 @@
+"""Real datasets as one kind of record, from the hub at a pinned revision or from a local file.
+
+A broken row is an error that names file, line and reason. Asked to go on, `load` returns it as a
+problem beside the rest: rows read = examples + problems, always. Both ways in give the same examples.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+
+from lib.runs import ROOT
+from lib.sources.catalogue import SOURCES, Source
+from lib.sources.files import DataError, Row, RowError, file_rows
+from lib.tasks import Task, question_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+datasets.disable_progress_bars()  # as in lib.models: a saved notebook needs none
+
+_BROKEN_TEXT = re.compile("[\ud800-\udfff\ufffd]")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that could not be used. Parquet files and the hub have rows, not lines; both count from 1."""
+
+    file: str
+    line: int
+    reason: str
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.unit} {self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was read: every row is an example or a problem."""
+
+    examples: list[Task]
+    problems: list[Problem]
+
+
+Loader = Callable[..., list[Task]]  # (count, *, split, seed, **options)
+_WORLDS: dict[str, Loader] = {}
+
+
+def register(name: str, loader: Loader) -> None:
+    """Make a world of questions that are drawn, not read, known to `load_tasks` by a name of its own."""
+    _WORLDS[name] = loader
+
+
+def load_tasks(
+    names: Sequence[str],
+    *,
+    split: str = "test",
+    count: int | None = None,
+    seed: int = 0,
+    folder: str | Path = "",
+    fits: Callable[[Task], bool] | None = None,
+    **options: Any,
+) -> list[Task]:
+    """Tasks of one split, `count` in all, as evenly from each source as can be.
+
+    Of a dataset, from the hub or from `folder`/<name>_<split>.jsonl (or that file itself), a seeded sample
+    without repetition, or all there is; `fits` may leave questions out, see `fits_in`. `options` are for
+    registered worlds, which draw their questions: the dial world has depths, distinct, world and sft_share.
+    """
+    if isinstance(names, str) or not names:
+        raise DataError(f"sources must be a list of names, got {names!r}")
+    if unknown := [name for name in names if name not in (*_WORLDS, *SOURCES)]:
+        raise DataError(f"unknown source {unknown[0]!r}; there are {', '.join((*_WORLDS, *SOURCES))}")
+    if count is not None and count < len(names):
+        raise DataError(f"count must be {len(names)} or more, one question a source, got {count}")
+    tasks: list[Task] = []
+    for place, name in enumerate(names):
+        share = None if count is None else count // len(names) + (place < count % len(names))
+        if name in _WORLDS:
+            if share is None:
+                raise DataError(f"the questions of {name} are drawn: say how many (count=)")
+            tasks += _WORLDS[name](share, split=split, seed=seed, **options)
+            continue
+        path = ROOT / folder if folder else None
+        if path is not None and not path.is_file():
+            path /= f"{name}_{split}.jsonl"
+        found = [task for task in load(name, path, split=split).examples if fits is None or fits(task)]
+        if share is not None and share < len(found):
+            found = random.Random(f"{seed}|{name}|{split}").sample(found, share)
+        tasks += found
+    return tasks
+
+
+def fits_in(tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> Callable[[Task], bool]:
+    """Whether the prompt of a task has at most so many tokens: what `load_tasks` may ask for."""
+    return lambda task: len(tokenizer(task.prompt).input_ids) <= max_prompt_tokens
+
+
+def load(
+    source: str,
+    path: str | Path | None = None,
+    *,
+    split: str = "test",
+    keep_going: bool = False,
+    hub: str | None = None,
+    revision: str | None = None,
+) -> Loaded:
+    """Read a source from a jsonl, json, csv or parquet file, or without `path` from the hub, pinned.
+
+    `split` is train or test; on the hub it chooses the data, with a file it says what the file is.
+    The first broken row raises DataError; with `keep_going` all are returned as problems.
+    """
+    if source not in SOURCES:
+        raise DataError(f"unknown source {source!r}; there are {', '.join(SOURCES)}")
+    if path is None:
+        name, unit, rows = _hub_rows(SOURCES[source], split, hub, revision)
+    else:
+        name, unit, rows = str(path), "row" if Path(path).suffix == ".parquet" else "line", file_rows(path)
+    loaded = read_rows(source, rows, split=split, file=name, unit=unit, keep_going=keep_going)
+    if not loaded.examples and not loaded.problems:
+        raise DataError(f"{name} holds no rows")
+    return loaded
+
+
+def read_rows(
+    source: str,
+    rows: Iterable[tuple[int, Row | RowError]],
+    *,
+    split: str = "test",
+    file: str = "rows",
+    unit: str = "row",
+    keep_going: bool = False,
+) -> Loaded:
+    """Turn numbered rows into examples, e.g. `read_rows("gsm8k", enumerate(dataset, 1))`."""
+    examples, problems = [], []
+    for number, row in rows:
+        try:
+            if isinstance(row, RowError):
+                raise row
+            examples.append(_example(source, row, split))
+        except RowError as error:
+            problem = Problem(file, number, str(error), unit)
+            if not keep_going:
+                raise DataError(
+                    f"{problem}. Mend the row, or load with keep_going=True to leave it out."
+                ) from None
+            problems.append(problem)
+    return Loaded(examples, problems)
+
+
+def _example(source: str, row: Row, split: str) -> Task:
+    if not isinstance(row, Mapping):
+        raise RowError(f"the row is not an object but {type(row).__name__}")
+    if broken := _BROKEN_TEXT.search(json.dumps(row, ensure_ascii=False, default=str)):
+        code = ord(broken[0])
+        reason = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"character U+{code:04X}"
+        raise RowError(f"the row is not UTF-8 text, or was decoded wrongly before: {reason}")
+    try:
+        fields = SOURCES[source].read(row)
+    except (AttributeError, KeyError, TypeError) as error:  # a field of another shape than any we know
+        raise RowError(f"a field has an unknown shape ({type(error).__name__}: {error})") from None
+    fields = {"kind": SOURCES[source].kind, "tier": SOURCES[source].tier, **fields}
+    return Task(f"{source}/{question_key(fields['question'])}", source=source, split=split, **fields)
+
+
+def _hub_rows(
+    source: Source, split: str, hub: str | None, revision: str | None
+) -> tuple[str, str, Iterator[tuple[int, Row | RowError]]]:
+    """The rows of a hub repository at a pinned commit, all configs one after the other."""
+    hub, revision = hub or source.hub, revision or source.revision
+    if hub is None:
+        raise DataError(f"no hub repository is known for {source.home}: give path=, or hub= and revision=")
+    if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
+        raise DataError(
+            f"{hub} must be pinned: give revision= a full commit hash of 40 digits, not {revision!r}; "
+            "a branch may change under you"
+        )
+    if split not in source.splits:
+        raise DataError(f"{hub} has no split {split!r} here; there are {', '.join(source.splits)}")
+
+    def rows() -> Iterator[Row]:
+        for config in source.configs:
+            try:
+                table = datasets.load_dataset(hub, config, split=source.splits[split], revision=revision)
+            except ConnectionError as error:
+                raise DataError(f"{error}. Without a network, give path= a local file.") from error
+            yield from ({**row, "task": config} if len(source.configs) > 1 else row for row in table)
+
+    return f"{hub}@{revision[:7]}", "row", enumerate(rows(), 1)
