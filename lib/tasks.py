@@ -58,8 +58,8 @@ def question_key(question: str) -> str:
 
 
 def task_rows(tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    """What a trainer needs of each task: id, prompt, answer, kind and tier; budget where tasks have one."""
-    names = ["id", "prompt", "answer", "kind", "tier"]
+    """What a trainer needs of each task: the fields named here, and budget where tasks have one."""
+    names = ["id", "prompt", "question", "answer", "kind", "tier"]
     if any(task.budget is not None for task in tasks):
         names.append("budget")
     return [{name: getattr(task, name) for name in names} for task in tasks]

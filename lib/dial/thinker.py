@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 from lib.dial.responses import monologue, untagged_response
 from lib.dial.tokenizer import dial_vocabulary
@@ -38,9 +37,8 @@ def thinker_rows(questions: Sequence[Question], *, seed: int = 0) -> list[dict[s
 
 def thinker_config(seed: int = 0) -> SFTConfig:
     """How dial-thinker is made from dial-base."""
-    return replace(
-        SFTConfig.cpu(),
-        method="full",
+    return SFTConfig.cpu(
+        weights="full",
         learning_rate=1e-3,
         max_steps=400,
         weighting="response",

@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import trl
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from lib.checked import Range
 from lib.formats import ReasoningFormat, detect_format
+from lib.methods.base import Count, TrainingConfig
 from lib.methods.callbacks import RunCallback
 from lib.methods.training import (
     accumulation_steps,
@@ -41,8 +43,8 @@ OPENING = 12  # tokens that surely hold the opening tag
 OPENING_WEIGHT = 0.25  # of a token of the opening tag, where responses weigh the same
 
 
-@dataclass(frozen=True)
-class SFTConfig:
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(TrainingConfig):
     """How to fine-tune; the defaults are ARM's (appendix D.1 and its train.yaml) with QLoRA for LoRA.
 
     `batch_size` counts responses per step over all processes; `micro_batch_size` is what one holds at once.
@@ -50,57 +52,58 @@ class SFTConfig:
     has not learnt, each with the known token whose embedding it starts from; the embeddings are then trained.
     """
 
-    base: str
-    method: Literal["qlora", "lora", "full"] = "qlora"
-    rank: int = 8
-    alpha: int = 16
-    learning_rate: float = 2e-4
-    epochs: float = 6
-    max_steps: int = -1  # -1: as many as `epochs` takes
-    batch_size: int = 128
-    micro_batch_size: int = 4
-    warmup_share: float = 0.1
-    max_length: int = 4096  # tokens; longer rows are left out
+    arguments: ClassVar[type] = trl.SFTConfig
+    taken: ClassVar[Mapping[str, str]] = TrainingConfig.taken | {
+        "num_train_epochs": "epochs",
+        "max_steps": "max_steps",
+        "warmup_steps": "warmup_share",
+        "packing": "packing",
+        "max_length": "max_length",
+        "logging_steps": "log_every",
+        "eval_strategy": "save_every",
+        "eval_steps": "save_every",
+        "per_device_eval_batch_size": "micro_batch_size",
+    }
+
+    weights: Literal["full", "lora", "qlora"] = "qlora"
+    learning_rate: Annotated[float, Range(above=0, high=1)] = 2e-4
+    epochs: Annotated[float, Range(above=0)] = 6
+    max_steps: Annotated[int, Range(-1)] = -1  # -1: as many as `epochs` takes
+    batch_size: Count = 128
+    warmup_share: Annotated[float, Range(0, below=1)] = 0.1
+    max_length: Count = 4096  # tokens; longer rows are left out
     weighting: Literal["token", "response"] = "token"
     packing: bool = False
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    gradient_checkpointing: bool = True
     new_tokens: Mapping[str, str] = field(default_factory=dict)
-    log_every: int = 10
-    save_every: int = 100  # validates as often
-    seed: int = 0
+    log_every: Count = 10
+    save_every: Count = 100  # validates as often
 
     @classmethod
-    def paper(cls, base: str) -> SFTConfig:
+    def paper(cls, base: str, **changes: Any) -> Self:
         """ARM's settings for a real model on an accelerator."""
-        return cls(base)
+        return cls(base=base, **changes)
 
     @classmethod
-    def cpu(cls, base: str = "dial-base") -> SFTConfig:
+    def cpu(cls, base: str = "dial-base", **changes: Any) -> Self:
         """For the dial world: 350 steps, about three minutes on one core.
 
         A real tokenizer spells a tag from pieces that the base knows. Here a tag is one token, new to the
         base, and it never led to an answer. After `shows` the base knows what to do, so `<ANSWER>` starts
         there. (One run each: started from its own embedding, direct answers stayed at chance for 300 steps.)
         """
-        return cls(
-            base,
-            rank=16,
-            alpha=32,
-            learning_rate=6e-3,
-            max_steps=350,
-            batch_size=64,
-            micro_batch_size=64,
-            max_length=256,
-            precision="float32",
-            gradient_checkpointing=False,
-            new_tokens={ReasoningFormat.DIRECT.prefix: "shows"},
-            save_every=50,
-        )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.precision)
+        small = {
+            "lora_rank": 16,
+            "learning_rate": 6e-3,
+            "max_steps": 350,
+            "batch_size": 64,
+            "micro_batch_size": 64,
+            "max_length": 256,
+            "precision": "float32",
+            "gradient_checkpointing": False,
+            "new_tokens": {ReasoningFormat.DIRECT.prefix: "shows"},
+            "save_every": 50,
+        }
+        return cls(base=base, **small | changes)
 
 
 # ---- data --------------------------------------------------------------------------------------
@@ -297,40 +300,40 @@ def make_trainer(
 ) -> SFTTrainer:
     """The trainer of a run on rows with `prompt` and `completion`; nothing is trained yet."""
     set_seed(config.seed)
-    full = config.method == "full"
-    dtype = trained_dtype(config.precision, full=full)
-    model, tokenizer = load_policy(config.base, quantised=config.method == "qlora", dtype=dtype)
-    start_embeddings(model, tokenizer, config.new_tokens)
-    if not full:
-        model = add_lora(
-            model, rank=config.rank, alpha=config.alpha, train_embeddings=bool(config.new_tokens)
-        )
-    arguments = trl.SFTConfig(
+    full = config.weights == "full"
+    options = {
         **shared_arguments(run.checkpoint, seed=config.seed, precision=config.precision),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps,
-        per_device_train_batch_size=config.micro_batch_size,
-        per_device_eval_batch_size=config.micro_batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup_share,
-        packing=config.packing,
-        eval_packing=False,
-        max_length=config.max_length,
-        gradient_checkpointing=config.gradient_checkpointing,
-        logging_steps=config.log_every,
-        logging_first_step=True,
-        eval_strategy="steps",
-        eval_steps=config.save_every,
-        save_steps=config.save_every,
-        save_total_limit=2,  # the best and the last
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_perplexity",
-        greater_is_better=False,
-    )
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "per_device_eval_batch_size": config.micro_batch_size,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": config.warmup_share,
+        "packing": config.packing,
+        "eval_packing": False,
+        "max_length": config.max_length,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "logging_steps": config.log_every,
+        "logging_first_step": True,
+        "eval_strategy": "steps",
+        "eval_steps": config.save_every,
+        "save_steps": config.save_every,
+        "save_total_limit": 2,  # the best and the last
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_perplexity",
+        "greater_is_better": False,
+    }
+    arguments = trl.SFTConfig(**options | config.trainer)
     arguments.gradient_accumulation_steps = accumulation_steps(
         config.batch_size, config.micro_batch_size, arguments.world_size
     )
+    dtype = trained_dtype(config.precision, full=full)
+    model, tokenizer = load_policy(config.base, quantised=config.weights == "qlora", dtype=dtype)
+    start_embeddings(model, tokenizer, config.new_tokens)
+    if not full:
+        rank, embeddings = config.lora_rank, bool(config.new_tokens)
+        model = add_lora(model, rank=rank, alpha=2 * rank, train_embeddings=embeddings)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
@@ -381,7 +384,7 @@ def train_sft(
         }
 
     settings = asdict(config) | {
-        "weights": fingerprint(config.base),
+        "start": fingerprint(config.base),
         "rows": digest(list(rows)),
         "validation_rows": digest(list(validation_rows)),
     }
@@ -389,7 +392,7 @@ def train_sft(
     facts = {"config": asdict(config)} | facts
     if trainer:
         return trainer.model.eval(), trainer.processing_class, facts
-    quantised = config.method == "qlora"
+    quantised = config.weights == "qlora"
     return *load_result(run, config.base, quantised=quantised, dtype=config.dtype), facts
 
 

@@ -28,8 +28,8 @@ from lib.engines.local import decision_states
 from lib.formats import ReasoningFormat
 from lib.measure.evaluation import ask_in_every_format, format_report, probe_accuracy, summary
 from lib.measure.modes import answer
-from lib.methods import adaptthink
-from lib.methods.ada_grpo import AdaGRPOConfig, question_rows, train_ada_grpo
+from lib.methods import METHODS, MethodConfig
+from lib.methods.fit import fit
 from lib.methods.reference_samples import sample_reference
 from lib.methods.sft import SFTConfig, train_sft
 from lib.methods.thinking_baselines import mixed_rows, sample_modes, shortest_pairs, train_dpo
@@ -68,9 +68,8 @@ class Outcome:
 
 def sft(method: str, seed: int, run: Run) -> Outcome:
     """Notebook 02: dial-base taught the four formats by "qlora", "lora" or "full"."""
-    config = replace(SFTConfig.cpu(), method=method, seed=seed)
-    if method == "full":
-        config = replace(config, learning_rate=1e-3)
+    faster = {"learning_rate": 1e-3} if method == "full" else {}
+    config = SFTConfig.cpu(weights=method, seed=seed, **faster)
     rows = gold_rows(sample_questions(2400, seed=seed), seed=seed, sft_share=SFT_SHARE)
     validation_rows = gold_rows(sample_questions(64, seed=seed, split="validation"), seed=seed)
     model, tokenizer, facts = train_sft(config, rows, validation_rows, run, say=print)
@@ -90,20 +89,20 @@ def sft(method: str, seed: int, run: Run) -> Outcome:
 
 ADA_GRPO: dict[str, dict[str, Any]] = {
     "ada_grpo": {},
-    "grpo": {"algorithm": "grpo"},
     "no_decay": {"decay": False},
     "constant_rate": {"cooldown": 0.0},
     "hard_only": {},  # the same on hard questions alone
-} | {f"without_{format}": {"without": format} for format in ReasoningFormat}
+} | {f"without_{format}": {"without": format.value} for format in ReasoningFormat}
 
 
 def ada_grpo(method: str, seed: int, run: Run) -> Outcome:
     """Notebook 03: dial-sft trained by Ada-GRPO, by GRPO, or by Ada-GRPO with something taken away."""
-    config = AdaGRPOConfig.cpu(seed=seed, **ADA_GRPO[method])
+    name = "grpo" if method == "grpo" else "ada_grpo"
+    config = METHODS[name].cpu(seed=seed, **ADA_GRPO.get(method, {}))
     depths = TIERS["hard"] if method == "hard_only" else None
     count = config.batches * config.prompts
     tasks = dial_tasks(count, split="train", seed=seed, sft_share=SFT_SHARE, depths=depths)
-    model, tokenizer, facts = train_ada_grpo(config, question_rows(tasks), run, say=print)
+    model, tokenizer, facts = fit(config, task_rows(tasks), run, say=print)
     asked = dial_tasks(1200, seed=23)
     # ARM evaluates at temperature 0.7.
     rollouts = answer((model, tokenizer), asked, temperature=0.7, seed=seed)
@@ -111,20 +110,26 @@ def ada_grpo(method: str, seed: int, run: Run) -> Outcome:
     return Outcome(summary(rollout_table(rollouts, asked)), facts, model, tokenizer)
 
 
-THINKING_METHODS: dict[str, dict[str, Any]] = {
-    "adaptthink": {},
-    "free_start": {"force_start": False},
-    "delta_0": {"delta": 0.0},
-    "delta_0.02": {"delta": 0.02},
-    "delta_0.1": {"delta": 0.1},
-    "delta_0.3": {"delta": 0.3},
-    "free_start_delta_0.3": {"delta": 0.3, "force_start": False},
-    "eq9": {"variant": "sequence", "max_steps": 20},
-    "grpo": {"method": "grpo", "max_steps": 20},
-    "grpo_length": {"method": "grpo_length", "max_steps": 20},
-    "beyond_reach": {},  # a fifth of the training questions is deeper than dial-thinker can reach
+THINKING_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adaptthink": ("adaptthink", {}),
+    "free_start": ("adaptthink", {"force_start": False}),
+    "delta_0": ("adaptthink", {"delta": 0.0}),
+    "delta_0.02": ("adaptthink", {"delta": 0.02}),
+    "delta_0.1": ("adaptthink", {"delta": 0.1}),
+    "delta_0.3": ("adaptthink", {"delta": 0.3}),
+    "free_start_delta_0.3": ("adaptthink", {"delta": 0.3, "force_start": False}),
+    "eq9": ("adaptthink", {"variant": "sequence", "batches": 20}),
+    "grpo": ("grpo_nothinking", {"batches": 20}),
+    "grpo_length": ("grpo_length", {"batches": 20}),
+    "beyond_reach": ("adaptthink", {}),  # a fifth of the questions is deeper than dial-thinker can reach
 }
 BEYOND = range(MAX_DEPTH + 1, MAX_DEPTH + 5)
+
+
+def thinking_config(method: str, seed: int) -> MethodConfig:
+    """The configuration of one of notebook 05's runs."""
+    name, changes = THINKING_METHODS[method]
+    return METHODS[name].cpu(seed=seed, **changes)
 
 
 def thinking_training_rows(
@@ -173,9 +178,9 @@ def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
     elif method in ("rft", "dpo_shortest"):
         model, tokenizer, facts = thinking_baseline(method, seed, run)
     else:
-        config = replace(adaptthink.AdaptThinkConfig.cpu(), seed=seed, **THINKING_METHODS[method])
         rows, watched = thinking_training_rows(seed, beyond=method == "beyond_reach")
-        model, tokenizer, facts = adaptthink.train_adaptthink(config, rows, watched, run, say=print)
+        config = thinking_config(method, seed)
+        model, tokenizer, facts = fit(config, rows, run, validation_rows=watched, say=print)
     options: dict[str, Any] = {"read": read_thinking, "temperature": 1.0, "seed": seed}
     options |= {"prefix": CLOSE, "mode": NOTHINKING} if method == "nothinking" else {}
     sets = {

@@ -1,0 +1,98 @@
+"""How responses are read: which mode one opens in, how to make it open so, and is it right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lib.formats import ReasoningFormat, detect_format
+from lib.methods.base import MethodConfig
+from lib.thinking import NOTHINKING, THINKING, ModeTokens, is_solution_right
+from lib.verify import is_response_correct
+
+SKIPS, THINKS, THINKS_ANYHOW = NOTHINKING, THINKING, "thinking_any_start"
+
+
+class Opening(NamedTuple):
+    """Tokens that a response is made to begin with, and tokens that must not come next."""
+
+    ids: list[int]
+    never: list[int]
+
+
+class FormatReading:
+    """The four tagged formats: a response is in the format that its tag says, right by `config.rules`."""
+
+    modes: tuple[str | None, ...] = (*(format.value for format in ReasoningFormat), None)
+    split: tuple[str, ...] = ()  # modes whose accuracy and tokens are logged apart
+    watched: tuple[str, int] | None = None  # a metric, and the token whose first log-prob it is
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: MethodConfig):
+        self.tokenizer, self.rules = tokenizer, config.rules
+
+    def is_right(self, text: str, answer: str, kind: str) -> bool:
+        return is_response_correct(text, answer, kind, self.rules)
+
+    def mode(self, ids: Sequence[int], text: str) -> str | None:
+        found = detect_format(text)
+        return found and found.value
+
+    def opening(self, mode: str) -> Opening:
+        prefix = ReasoningFormat(mode).prefix
+        return Opening(self.tokenizer(prefix, add_special_tokens=False).input_ids, [])
+
+    def shares(self, mode: str | None, ids: Sequence[int]) -> dict[str, bool]:
+        """What is logged of a response beside its accuracy and tokens."""
+        return {f"format/{known or 'none'}_share": mode == known for known in self.modes}
+
+    def check_prompt(self, ids: Sequence[int]) -> None:
+        """Any prompt will do."""
+
+    def columns(self, completion_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {}
+
+
+class ThinkingReading:
+    """Thinking or skipping it, after an open think tag: the first token says which."""
+
+    modes: tuple[str | None, ...] = (SKIPS, THINKS)
+    split: tuple[str, ...] = (THINKS, SKIPS)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: MethodConfig):
+        self.tokenizer, self.tokens = tokenizer, ModeTokens.find(tokenizer, start=config.thinking_start)
+        self.watched: tuple[str, int] | None = ("log_p_nothinking", self.tokens.close)
+
+    def is_right(self, text: str, answer: str, kind: str) -> bool:
+        return is_solution_right(text, answer, kind)
+
+    def mode(self, ids: Sequence[int], text: str) -> str | None:
+        return SKIPS if self.tokens.is_nothinking(ids) else THINKS
+
+    def opening(self, mode: str) -> Opening:
+        close, start = self.tokens.close, self.tokens.start
+        return {
+            SKIPS: Opening([close], []),
+            THINKS: Opening([start], []),
+            THINKS_ANYHOW: Opening([], [close]),
+        }[mode]
+
+    def shares(self, mode: str | None, ids: Sequence[int]) -> dict[str, bool]:
+        usual = (self.tokens.close, self.tokens.start)
+        return {"nothinking_ratio": mode == SKIPS, "other_start_ratio": ids[0] not in usual}
+
+    def check_prompt(self, ids: Sequence[int]) -> None:
+        self.tokens.check_prompt(self.tokenizer, ids)
+
+    def columns(self, completion_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a loss may need of each response (N, T)."""
+        return {"is_nothinking": completion_ids[:, 0] == self.tokens.close}
+
+
+Reading = FormatReading | ThinkingReading
+READINGS: dict[str, type[FormatReading] | type[ThinkingReading]] = {
+    "formats": FormatReading,
+    "thinking": ThinkingReading,
+}

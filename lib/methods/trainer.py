@@ -1,0 +1,271 @@
+"""The one trainer of all methods: TRL's GRPOTrainer, which asks the hooks of a method."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import trl
+from accelerate.utils import gather_object
+from huggingface_hub import ModelCard
+
+from lib.methods.base import Group, MethodConfig, Progress
+from lib.methods.grpo import KL_LIMIT, kl_estimate
+from lib.methods.readings import Reading
+
+COLUMNS = {"reference": "reference_accuracy", "needed": "needed", "budget": "budget"}  # of Group, of the rows
+
+
+class MethodTrainer(trl.GRPOTrainer):
+    """TRL's trainer with the hooks of `method`, which are all off in evaluation; a group may be split.
+
+    Logged are unshaped accuracy, tokens, truncation and modes, in all and for each `tier` of the rows.
+    Evaluate in one batch: TRL takes the plain mean over batches.
+    """
+
+    def __init__(self, method: MethodConfig, reading: Reading, **named: Any):
+        self.method, self.reading = method, reading
+        self._name, self._tag_names = method.name, ["trl", "grpo", method.name.replace("_", "-")]
+        self._starts: list[str | None] | None = None  # of this process's responses
+        self._loss_inputs: dict[str, Any] | None = None  # while TRL's loss is computed
+        super().__init__(**named)
+        for row in self.train_dataset.select(range(min(100, len(self.train_dataset)))):
+            reading.check_prompt(self._tokenize_prompts([row["prompt"]])[0][0])
+
+    def create_model_card(self, *arguments: Any, **named: Any) -> None:
+        """TRL's, which names no base where that is a local folder."""
+        super().create_model_card(*arguments, **named)
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir, "README.md")
+            card = ModelCard.load(path)
+            card.data.base_model = card.data.base_model or self.method.base
+            card.save(path)
+
+    @property
+    def progress(self) -> Progress:
+        """In rollout batches, each of which may serve several of TRL's steps."""
+        steps = self.args.steps_per_generation * self.num_iterations / self.args.gradient_accumulation_steps
+        return Progress(self.state.global_step // steps, self.state.max_steps / steps)
+
+    def _rng(self, *key: object) -> random.Random:
+        """Random numbers that all processes agree on."""
+        return random.Random("|".join(map(str, (self.args.seed, self.progress.step, *key))))
+
+    # ---- responses ----
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *more, **named):
+        plain = super()._generate_single_turn
+        if not self.model.training:
+            return plain(prompt_ids, images, multimodal_fields, num_generations, *more, **named)
+        self._starts = starts = self._draw_starts(len(prompt_ids))
+        if set(starts) == {None}:
+            found, log_probs = plain(prompt_ids, images, multimodal_fields, num_generations, *more, **named)
+            return self._cut(found, log_probs)
+        completions: list[list[int]] = [[] for _ in prompt_ids]
+        for start in dict.fromkeys(starts):
+            rows = [row for row, wanted in enumerate(starts) if wanted == start]
+            for row, ids in zip(rows, self._continue([prompt_ids[row] for row in rows], start), strict=True):
+                completions[row] = ids
+        return completions, None
+
+    def _draw_starts(self, count: int) -> list[str | None]:
+        """The modes that this process's next `count` responses must open with."""
+        size, first = self.num_generations, self.accelerator.process_index * count
+        starts = {
+            group: self.method.start(self.progress, size, self._rng("start", group))
+            for group in range(first // size, (first + count - 1) // size + 1)
+        }
+        return [starts[place // size][place % size] for place in range(first, first + count)]
+
+    def _continue(self, prompt_ids: Sequence[list[int]], start: str | None) -> list[list[int]]:
+        """Responses that open in one mode, within its cap; a free one is cut to that of the mode it chose."""
+        if start is None:
+            return self._cut(super()._generate_single_turn(prompt_ids, None, {}, len(prompt_ids))[0], None)[0]
+        forced, never = self.reading.opening(start)
+        with self._restricted(self.method.cap(start, self.progress) - len(forced), never):
+            found, _ = super()._generate_single_turn(
+                [[*ids, *forced] for ids in prompt_ids], None, {}, len(prompt_ids)
+            )
+        return [[*forced, *ids] for ids in found]
+
+    @contextmanager
+    def _restricted(self, length: int, never_first: Sequence[int]) -> Iterator[None]:
+        """Generate at most `length` new tokens, the first of them none of `never_first`."""
+        wanted = {"max_new_tokens": length, "begin_suppress_tokens": list(never_first) or None}
+        usual = {name: getattr(self.generation_config, name) for name in wanted}
+        self.generation_config.update(**wanted)
+        try:
+            yield
+        finally:
+            self.generation_config.update(**usual)
+
+    def _cut(
+        self, completions: list[list[int]], log_probs: list | None
+    ) -> tuple[list[list[int]], list | None]:
+        """Free responses cut to the cap of the mode that each one chose."""
+        caps = {mode: self.method.cap(mode, self.progress) for mode in self.reading.modes}
+        if min(caps.values()) >= self.max_completion_length:
+            return completions, log_probs
+        texts = self.processing_class.batch_decode(completions, skip_special_tokens=True)
+        limits = [caps[self.reading.mode(*pair)] for pair in zip(completions, texts, strict=True)]
+        rows = [completions, log_probs] if log_probs else [completions]
+        cut = [[ids[:limit] for ids, limit in zip(row, limits, strict=True)] for row in rows]
+        return cut[0], cut[1] if log_probs else None
+
+    # ---- rewards ----
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """Rewards of all processes, (N, 1), shaped where training."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if rewards.isnan().any():
+            raise ValueError("the reward function gave None: a method needs a reward for every completion")
+        rows = self._gathered(inputs, completions, completion_ids_list)
+        rows["accuracy"] = rewards[:, 0].tolist()
+        self._log_rows(rows)
+        if not self.model.training:
+            return rewards
+        self._group, size = self._grouped(rows, rewards), self.num_generations
+        shaped = self.method.shape_group(self._group, self.progress)
+        self._shaped = self.method.shape_batch(shaped, self._group)
+        if self._shaped.shape != (len(rewards) // size, size):
+            raise ValueError(f"{self.method.name} gave rewards of shape {tuple(self._shaped.shape)}")
+        return self._shaped.reshape(-1, 1)
+
+    def _gathered(
+        self, inputs: Sequence[Mapping[str, Any]], texts: Sequence[Any], ids: Sequence[Sequence[int]]
+    ) -> pd.DataFrame:
+        """A row for each response of all processes."""
+        ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+        starts = self._starts if self._starts and self.model.training else [None] * len(ids)
+        rows = []
+        for row, text, tokens, forced in zip(inputs, texts, ids, starts, strict=True):
+            mode = self.reading.mode(tokens, text if isinstance(text, str) else text[0]["content"])
+            found = {"mode": mode, "forced": forced, "tier": row.get("tier"), "tokens/mean": len(tokens)}
+            found |= {"truncated": tokens[-1] not in ends, **self.reading.shares(mode, tokens)}
+            rows.append(found | {name: row.get(column) for name, column in COLUMNS.items()})
+        return pd.DataFrame(gather_object(rows))
+
+    def _grouped(self, rows: pd.DataFrame, rewards: torch.Tensor) -> Group:
+        size = self.num_generations
+        modes, forced = (
+            [column[i : i + size] for i in range(0, len(rows), size)]
+            for column in (rows["mode"].tolist(), rows["forced"].tolist())
+        )
+        given = [name for name in COLUMNS if rows[name].notna().all()]
+        columns = {
+            name: torch.tensor(rows[name].tolist()[::size], device=rewards.device, dtype=rewards.dtype)
+            for name in given
+        }
+        length = torch.tensor(rows["tokens/mean"].tolist(), device=rewards.device).view(-1, size)
+        return Group(rewards[:, 0].view(-1, size), length, modes, forced, **columns)
+
+    def _log_rows(self, rows: pd.DataFrame) -> None:
+        """Means over all responses, each tier, and each mode that the reading logs apart."""
+        names = [name for name in rows if name not in ("mode", "forced", "tier", *COLUMNS)]
+        parts = [("", rows[names])]
+        parts += [(f"{tier}/", group[names]) for tier, group in rows.groupby("tier")]
+        for mode in self.reading.split:
+            parts.append(
+                (f"{mode}/", rows.loc[rows["mode"] == mode, ["accuracy", "tokens/mean", "truncated"]])
+            )
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for start, part in parts:
+            for name, value in part.mean().items() if len(part) else ():
+                metrics[f"{start}{name}"].append(float(value))
+
+    # ---- advantages and loss ----
+
+    def _generate_and_score_completions(self, inputs):
+        """TRL's batch, with the method's advantages, and what its loss asks for."""
+        training = self.model.training
+        if training:
+            keys = [row.get("id", row["prompt"]) for row in inputs]
+            inputs = [
+                self.method.rewrite(dict(row), self._rng("rewrite", key), self.progress)
+                for row, key in zip(inputs, keys, strict=True)
+            ]
+        batch = super()._generate_and_score_completions(inputs)
+        batch |= self.reading.columns(batch["completion_ids"])
+        if training:
+            mine = slice(self.accelerator.process_index * len(inputs), None)
+            batch["advantages"] = self._advantages(batch["completion_ids"].shape[1], mine)[: len(inputs)]
+        suppressed = training and any(self.reading.opening(s).never for s in set(self._starts or []) - {None})
+        if self.reading.watched and (suppressed or not training):
+            name, token = self.reading.watched
+            batch[name] = self._first_log_prob(batch, token)
+            if not training:
+                mean = self.accelerator.gather(batch[name]).mean()
+                self._metrics["eval"][name].append(mean.item())
+        return batch
+
+    def _advantages(self, width: int, mine: slice) -> torch.Tensor:
+        """Of this process's responses: (N,), or (N, T) where the first token differs or tokens have weights.
+
+        TRL's loss "dr_grpo" divides by responses times the longest length, whatever a micro-batch holds; so
+        times both, a sum of A w over the tokens is exact. Its KL term stays a mean over the batch's tokens.
+        """
+        group, progress = self._group, self.progress
+        values = self.method.advantage(self._shaped, group, progress)
+        weights = self.method.token_weights(group, progress)
+        if weights is not None:
+            constant = group.length.numel() * self.max_completion_length
+            self.beta = self.method.beta * constant / group.length.sum().item()
+            values = values * weights * constant
+        first, rest = values.reshape(-1, 2)[mine].unbind(1)
+        if torch.equal(first, rest):
+            return first
+        return torch.cat([first[:, None], rest[:, None].expand(-1, width - 1)], dim=1)
+
+    @torch.no_grad()
+    def _first_log_prob(self, batch: Mapping[str, torch.Tensor], token: int) -> torch.Tensor:
+        """Log-probability of a token as the first of each response, (N,): seen long before any sample."""
+        column = torch.full_like(batch["prompt_ids"][:, :1], token)
+        log_probs, _, _ = self._get_per_token_logps_and_entropies(
+            self.model,
+            torch.cat([batch["prompt_ids"], column], dim=1),
+            torch.cat([batch["prompt_mask"], torch.ones_like(column)], dim=1),
+            1,
+        )
+        return log_probs[:, 0]
+
+    def _get_per_token_logps_and_entropies(self, *arguments, **named):
+        """TRL's; where the KL term is clamped, the policy stands in for the reference beyond the limit.
+
+        There k3 is 0 and so is its gradient, as that of the clamped estimate: ARM's, in any of TRL's losses.
+        """
+        found = super()._get_per_token_logps_and_entropies(*arguments, **named)
+        if self._loss_inputs is not None and self.beta and self.method.kl == "k3_clamped":
+            log_probs, reference = found[0].detach(), self._loss_inputs["ref_per_token_logps"]
+            beyond = kl_estimate(log_probs, reference, "k3") > KL_LIMIT
+            self._loss_inputs["ref_per_token_logps"] = torch.where(beyond, log_probs, reference)
+        return found
+
+    def _compute_loss(self, model, inputs):
+        if self.method.own_loss and model.training:
+            return self._method_loss(model, inputs)
+        self._loss_inputs = dict(inputs)
+        try:
+            return super()._compute_loss(model, self._loss_inputs)
+        finally:
+            self._loss_inputs = None
+
+    def _method_loss(self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        mask = inputs["completion_mask"]
+        log_probs, _, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], mask], dim=1),
+            mask.shape[1],
+        )
+        old = inputs.get("old_per_token_logps")  # None while there is one step per batch
+        loss, sums = self.method.loss(log_probs, log_probs.detach() if old is None else old, inputs)
+        totals = torch.stack([torch.stack([a.float(), b.float()]) for a, b in sums.values()])
+        for name, (total, count) in zip(sums, self.accelerator.reduce(totals, "sum").tolist(), strict=True):
+            if count:
+                self._metrics["train"][name].append(total / count)
+        return loss / self.current_gradient_accumulation_steps
