@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +134,20 @@ def one_group_step(config: dict[str, Any]) -> dict[str, Any]:
     """A step of Ada-GRPO on three groups of eight set responses, shared by the processes."""
     from lib.dial import dial_task, gold_response, sample_questions
     from lib.formats import ReasoningFormat
-    from lib.methods.ada_grpo import AdaGRPOConfig, AdaGRPOTrainer, question_rows, training_arguments
-    from lib.methods.rewards import accuracy_reward
-    from lib.policies.load import load_policy
+    from lib.methods.ada_grpo import AdaGRPO
+    from lib.methods.fit import build
+    from lib.runs import Run
+    from lib.tasks import task_rows
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     questions = {q.prompt: q for q in sample_questions(3, seed=0, depths=[1, 2, 7])}
-    settings = AdaGRPOConfig.cpu(
+    settings = AdaGRPO.cpu(
         config["base"], batches=1, prompts=3, micro_batch_size=24 // processes, **config.get("changes", {})
     )
     direct, short, code, long = ReasoningFormat
     formats = [long, long, long, short, short, code, long, direct]  # the last two are made wrong
-    kept = {}
 
-    def speak(prompts: list[str], trainer: AdaGRPOTrainer) -> dict[str, Any]:
+    def speak(prompts: list[str], trainer: Any) -> dict[str, Any]:
         tokenizer, first = trainer.processing_class, trainer.accelerator.process_index * len(prompts)
         texts = []
         for place, prompt in enumerate(prompts, start=first):
@@ -162,24 +161,18 @@ def one_group_step(config: dict[str, Any]) -> dict[str, Any]:
             "logprobs": None,
         }
 
-    class Keeper(AdaGRPOTrainer):
-        def _generate_and_score_completions(self, inputs):
-            batch = super()._generate_and_score_completions(inputs)
-            kept["local"] = len(batch["advantages"])
-            kept["advantages"] = self.accelerator.gather(batch["advantages"]).tolist()
-            return batch
+    rows = task_rows([dial_task(question) for question in questions.values()])
+    trainer = build(settings, rows, Run(Path(config["folder"], str(processes)), {}))
+    trainer.rollout_func = speak
+    kept, score = {}, trainer._generate_and_score_completions
 
-    model, tokenizer = load_policy(config["base"])
-    trainer = Keeper(
-        model=model,
-        reward_funcs=accuracy_reward(),
-        args=training_arguments(settings, Path(config["folder"], str(processes))),
-        train_dataset=question_rows([dial_task(q) for q in questions.values()]),
-        processing_class=tokenizer,
-        rollout_func=speak,
-        group_mean=settings.normaliser == "group",
-        kl=settings.kl,
-    )
+    def keep(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = score(inputs)
+        kept["local"] = len(batch["advantages"])
+        kept["advantages"] = trainer.accelerator.gather(batch["advantages"].contiguous()).tolist()
+        return batch
+
+    trainer._generate_and_score_completions = keep
     trainer.train()
     logs = trainer.state.log_history[0]
     names = [name for name in logs if "format/" in name or name.endswith(("accuracy", "tokens/mean"))]
@@ -197,13 +190,15 @@ def three_steps(config: dict[str, Any]) -> dict[str, Any]:
 
 def _three_steps(method: str, folder: Path) -> dict[str, Any]:
     from lib.dial import dial_tasks
-    from lib.methods.ada_grpo import AdaGRPOConfig, make_trainer, question_rows
+    from lib.methods import METHODS
+    from lib.methods.fit import build
+    from lib.runs import Run
+    from lib.tasks import task_rows
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    settings = AdaGRPOConfig.cpu(
+    settings = METHODS[method].cpu(
         "random-qwen2",
-        algorithm=method,
-        method="qlora",
+        weights="qlora",
         batches=3,
         prompts=2,
         num_generations=4,
@@ -212,9 +207,13 @@ def _three_steps(method: str, folder: Path) -> dict[str, Any]:
         learning_rate=1e-2,
         beta=0.05,
     )
-    trainer = make_trainer(settings, question_rows(dial_tasks(6, split="train", seed=0)), folder)
-    # No answer of a random model is right: reward what can differ.
-    trainer.reward_funcs = [lambda completion_ids, **others: [float(ids[0] % 2) for ids in completion_ids]]
+    rows = task_rows(dial_tasks(6, split="train", seed=0))
+
+    def parity(completion_ids: list[list[int]], **others: Any) -> list[float]:
+        """No answer of a random model is right: reward what can differ."""
+        return [float(ids[0] % 2) for ids in completion_ids]
+
+    trainer = build(settings, rows, Run(folder, {}), reward=parity)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     changed = [
@@ -234,30 +233,22 @@ def _three_steps(method: str, folder: Path) -> dict[str, Any]:
 
 def adaptthink_step(config: dict[str, Any]) -> dict[str, Any]:
     """One step of gradient descent with AdaptThink on greedy responses; gives some weights and metrics."""
-    from lib.methods import adaptthink
+    from lib.methods.adaptthink import AdaptThink
+    from lib.methods.fit import build
     from lib.runs import Run
 
-    settings = adaptthink.AdaptThinkConfig.cpu(config["base"])
-    settings = replace(
-        settings,
-        batch_size=16,
-        micro_batch_size=16 // int(os.environ.get("WORLD_SIZE", "1")),
-        max_steps=1,
-        max_thinking_tokens=20,
-        max_nothinking_tokens=6,
+    settings = AdaptThink.cpu(
+        config["base"],
+        batches=1,
+        prompts=config.get("prompts", 4),
+        micro_batch_size=4 * config.get("prompts", 4) // int(os.environ.get("WORLD_SIZE", "1")),
+        max_completion_length=20,
+        max_nothinking_length=6,
         learning_rate=1.0,
+        trainer={"optim": "sgd", "top_k": 1},
     )
     run = Run(Path(config["folder"]), {})
-    refused = ""
-    if settings.micro_batch_size == 8:
-        try:
-            split = replace(settings, batch_size=12, micro_batch_size=6)
-            adaptthink.make_trainer(split, config["rows"], config["rows"][:4], run)
-        except ValueError as error:
-            refused = str(error)
-    trainer = adaptthink.make_trainer(settings, config["rows"], config["rows"][:4], run)
-    trainer.args.optim = "sgd"
-    trainer.generation_config.top_k = 1
+    trainer = build(settings, config["rows"], run, validation_rows=config["rows"][:4])
     weights = trainer.model.model.layers[0].self_attn.q_proj.weight
     before = weights.detach().clone()
     trainer.train()
@@ -265,24 +256,24 @@ def adaptthink_step(config: dict[str, Any]) -> dict[str, Any]:
     metrics = {name: value for name, value in logged.items() if isinstance(value, float)}
     moved = (weights.detach() - before).abs().max().item()
     weights = weights.detach().flatten()[:200].tolist()
-    return {"weights": weights, "moved": moved, "metrics": metrics, "refused": refused}
+    return {"weights": weights, "moved": moved, "metrics": metrics}
 
 
 def adaptthink_nf4(config: dict[str, Any]) -> dict[str, Any]:
     """Three steps of AdaptThink with LoRA on an NF4 base."""
-    from lib.methods import adaptthink
+    from lib.methods.adaptthink import AdaptThink
+    from lib.methods.fit import fit
     from lib.runs import Run
 
-    settings = replace(
-        adaptthink.AdaptThinkConfig.cpu(config["base"]),
-        quantised=True,
+    settings = AdaptThink.cpu(
+        config["base"],
+        weights="qlora",
         lora_rank=4,
-        batch_size=8,
+        prompts=2,
         micro_batch_size=4,
-        max_steps=3,
-        max_thinking_tokens=12,
-        max_nothinking_tokens=6,
+        batches=3,
+        max_completion_length=12,
+        max_nothinking_length=6,
     )
     run = Run(Path(config["folder"]), {})
-    _, _, facts = adaptthink.train_adaptthink(settings, config["rows"], config["rows"][:2], run)
-    return facts
+    return fit(settings, config["rows"], run, validation_rows=config["rows"][:2])[2]

@@ -5,26 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 import trl
+from datasets import Dataset
 
 from lib.dial import dial_tasks, dial_tokenizer, gold_response, new_dial_model, sample_questions
 from lib.engines import launch
 from lib.formats import ReasoningFormat
-from lib.methods.ada_grpo import (
-    AdaGRPOConfig,
-    AdaGRPOTrainer,
-    diversity_scale,
-    format_counts,
-    make_trainer,
-    question_rows,
-    scale_rewards,
-    train_ada_grpo,
-    training_arguments,
-)
+from lib.methods import METHODS
+from lib.methods.ada_grpo import AdaGRPO, diversity_scale, format_counts, scale_rewards
+from lib.methods.base import Group, Progress
+from lib.methods.fit import build, fit, training_arguments
 from lib.methods.grpo import group_relative_advantages, grpo_loss, per_token_log_probs
+from lib.methods.readings import FormatReading
 from lib.methods.rewards import accuracy_reward
 from lib.policies.load import load_policy
 from lib.policies.save import save_policy
-from lib.runs import start_run
+from lib.runs import Run, start_run
+from lib.tasks import task_rows
 
 D, S, C, L = ReasoningFormat
 LETTERS = {"D": D, "K": S, "C": C, "L": L, "?": None}
@@ -142,12 +138,16 @@ def test_bad_input_is_named():
         (lambda: diversity_scale(counts, 4, 11, 10), "step must lie between 0 and total_steps"),
         (lambda: diversity_scale(counts, 2, 1, 10), "counts must lie between 1 and group_size, 2"),
         (lambda: scale_rewards(torch.ones(4), [[L] * 4], 0, 1), "rewards have the shape"),
-        (lambda: AdaGRPOConfig.cpu("x", without="cot"), "without must be one of direct, short_cot"),
-        (lambda: AdaGRPOConfig.cpu("x", micro_batch_size=5), "make batch_size a multiple of 5"),
-        (lambda: AdaGRPOConfig.cpu("x", algorithm="ppo"), "algorithm must be ada_grpo or grpo"),
+        (lambda: AdaGRPO.cpu("x", without="cot"), "AdaGRPO.without takes 'direct', 'short_cot'"),
+        (lambda: AdaGRPO.cpu("x", micro_batch_size=5), "make it a multiple of 5"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def is_right(rules):
+    """How a tagged response is judged by these rules."""
+    return FormatReading(dial_tokenizer(), AdaGRPO.cpu("x", rules=rules)).is_right
 
 
 def test_the_reward_by_three_rules():
@@ -156,10 +156,20 @@ def test_the_reward_by_three_rules():
     untagged = "So <ANSWER>4</ANSWER>"
     texts = {"completions": [right, loose, untagged, right.replace("4", "5")]}
     row = {"answer": ["4"] * 4, "kind": ["number"] * 4, "trainer_state": None}
-    assert accuracy_reward("strict")(**texts, **row) == [1, 0, 0, 0]
-    assert accuracy_reward("arm_training")(**texts, **row) == [1, 1, 0, 0]
-    assert accuracy_reward("arm_evaluation")(**texts, **row) == [1, 1, 1, 0]
-    assert accuracy_reward("strict", without=S)(**texts, **row) == [0, 0, 0, 0]
+    assert accuracy_reward(is_right("strict"))(**texts, **row) == [1, 0, 0, 0]
+    assert accuracy_reward(is_right("arm_training"))(**texts, **row) == [1, 1, 0, 0]
+    assert accuracy_reward(is_right("arm_evaluation"))(**texts, **row) == [1, 1, 1, 0]
+
+
+def test_the_hook_scales_by_progress_and_ablates():
+    letters, ok = "LLKD", torch.tensor([[1.0, 1.0, 1.0, 1.0]])
+    group = Group(ok, torch.ones(1, 4), [[LETTERS[x] and LETTERS[x].value for x in letters]])
+    shape = AdaGRPO.cpu("x").shape_group
+    assert shape(group, Progress(0, 10)).tolist() == [[2, 2, 4, 4]]
+    assert shape(group, Progress(10, 10)).tolist() == ok.tolist()
+    late = AdaGRPO.cpu("x", schedule="code").shape_group(group, Progress(0, 10))
+    assert torch.equal(late, scale_rewards(ok, group.mode, 1, 11))
+    assert AdaGRPO.cpu("x", without="direct").shape_group(group, Progress(0, 10)).tolist() == [[2, 2, 4, 0]]
 
 
 # ---- the trainer ---------------------------------------------------------------------------
@@ -183,45 +193,35 @@ def base(tmp_path_factory):
     return str(folder)
 
 
+SIZES = {
+    "batches": 3,
+    "prompts": 4,
+    "num_generations": 4,
+    "micro_batch_size": 16,
+    "max_completion_length": 60,
+}
+
+
 @pytest.fixture
 def config(base):
-    return AdaGRPOConfig.cpu(
-        base, batches=3, prompts=4, num_generations=4, micro_batch_size=16, max_completion_length=60
-    )
+    return AdaGRPO.cpu(base, **SIZES)
 
 
-ROWS = question_rows(dial_tasks(24, split="train", seed=0, depths=[1, 2]))
-
-
-class Recorder(AdaGRPOTrainer):
-    """Keeps the batches it is given, and the losses it makes of them."""
-
-    def __init__(self, *arguments, **named):
-        super().__init__(*arguments, **named)
-        self.seen = []
-
-    def _compute_loss(self, model, inputs):
-        self.before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        loss = super()._compute_loss(model, inputs)
-        self.seen.append((inputs, loss.item()))
-        return loss
+ROWS = task_rows(dial_tasks(24, split="train", seed=0, depths=[1, 2]))
 
 
 def recorded(config, folder, steps=1, **changes):
-    """A Recorder that has trained `steps` steps on the settings of a config."""
-    config = replace(config, batches=steps, **changes)
-    model, tokenizer = load_policy(config.base)
-    trainer = Recorder(
-        model=model,
-        reward_funcs=accuracy_reward(config.rules),
-        args=training_arguments(config, folder),
-        train_dataset=ROWS,
-        processing_class=tokenizer,
-        scale_formats=config.algorithm == "ada_grpo",
-        advantage_eps=config.advantage_eps,
-        kl=config.kl,
-        group_mean=config.normaliser == "group",
-    )
+    """A trainer that has trained `steps` steps, with the batches it had and the losses it made of them."""
+    trainer = build(replace(config, batches=steps, **changes), ROWS, Run(folder, {}))
+    trainer.seen, compute = [], trainer._compute_loss
+
+    def record(model, inputs):
+        trainer.before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        loss = compute(model, inputs)
+        trainer.seen.append((inputs, loss.item()))
+        return loss
+
+    trainer._compute_loss = record
     trainer.train()
     return trainer
 
@@ -237,13 +237,13 @@ def formula(config, trainer, reference=None):
     size = config.num_generations
     order = sorted(range(len(texts)), key=lambda i: prompts[i])  # TRL shuffles; put the groups together
     rows = [texts[i] for i in order]
-    rewards = accuracy_reward(config.rules)(
+    rewards = accuracy_reward(is_right(config.rules))(
         completions=rows, answer=[answers[prompts[i]] for i in order], kind=["number"] * len(rows)
     )
     formats = [next((f for f in ReasoningFormat if text.startswith(f.prefix)), None) for text in rows]
     groups = [formats[i : i + size] for i in range(0, len(formats), size)]
     rewards = torch.tensor(rewards).view(-1, size)
-    if config.algorithm == "ada_grpo":
+    if config.name == "ada_grpo":
         rewards = scale_rewards(rewards, groups, len(trainer.seen) - 1, config.batches)
     found = group_relative_advantages(rewards, eps=config.advantage_eps).flatten()
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)[order]
@@ -270,18 +270,18 @@ def formula(config, trainer, reference=None):
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("algorithm", ["ada_grpo", "grpo"])
+@pytest.mark.parametrize("method", ["ada_grpo", "grpo"])
 @pytest.mark.parametrize("normaliser", ["batch", "group", "micro_batch"])
-def test_the_trainer_follows_the_formulas(config, tmp_path, monkeypatch, algorithm, normaliser):
-    config = replace(config, algorithm=algorithm, normaliser=normaliser)
+def test_the_trainer_follows_the_formulas(base, tmp_path, monkeypatch, method, normaliser):
+    config = METHODS[method].cpu(base, **SIZES, normaliser=normaliser)
     gradients = {}
 
-    def keep(self, model, *arguments, step=AdaGRPOTrainer.training_step, **named):
+    def keep(self, model, *arguments, step=trl.GRPOTrainer.training_step, **named):
         loss = step(self, model, *arguments, **named)
         gradients.update({name: p.grad.clone() for name, p in model.named_parameters()})
         return loss
 
-    monkeypatch.setattr(AdaGRPOTrainer, "training_step", keep)
+    monkeypatch.setattr(trl.GRPOTrainer, "training_step", keep)
     trainer = recorded(config, tmp_path)
     loss, expected = formula(config, trainer)
     assert trainer.seen[0][1] == pytest.approx(loss, abs=1e-6)
@@ -290,54 +290,81 @@ def test_the_trainer_follows_the_formulas(config, tmp_path, monkeypatch, algorit
         torch.testing.assert_close(gradients[name], gradient, atol=2e-6, rtol=1e-3)
 
 
-def test_the_scale_changes_the_advantages(config, tmp_path):
+def test_the_scale_changes_the_advantages(base, tmp_path):
     scaled, plain = (
-        recorded(config, tmp_path / name, algorithm=name).seen[0][0] for name in ("ada_grpo", "grpo")
+        recorded(METHODS[name].cpu(base, **SIZES), tmp_path / name).seen[0][0]
+        for name in ("ada_grpo", "grpo")
     )
     assert torch.equal(scaled["completion_ids"], plain["completion_ids"])
     assert not torch.allclose(scaled["advantages"], plain["advantages"])
 
 
-def test_with_the_scale_off_it_is_trls_trainer(config, tmp_path):
-    config = replace(config, algorithm="grpo", advantage_eps=1e-4, updates=2, micro_batch_size=8)
+def test_without_hooks_it_is_trls_trainer(base, tmp_path):
+    sizes = SIZES | {"advantage_eps": 1e-4, "updates": 2, "micro_batch_size": 8}
+    config = METHODS["grpo"].cpu(base, **sizes)
+    ours = build(config, ROWS, Run(tmp_path / "a", {}))
+    ours.train()
+    model, tokenizer = load_policy(base)
+    theirs = trl.GRPOTrainer(
+        model=model,
+        reward_funcs=accuracy_reward(is_right("strict")),
+        args=training_arguments(config, tmp_path / "b"),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tokenizer,
+    )
+    theirs.train()
+    logs = [
+        [(row["loss"], row["grad_norm"], row["entropy"]) for row in trainer.state.log_history[:-1]]
+        for trainer in (ours, theirs)
+    ]
+    assert logs[0] == logs[1] and len(logs[0]) == 6 and any(loss for loss, *_ in logs[0])
+    weights = theirs.model.state_dict()
+    assert all(torch.equal(found, weights[name]) for name, found in ours.model.state_dict().items())
 
-    def weights_and_logs(make, folder, **options):
-        model, tokenizer = load_policy(config.base)
-        trainer = make(
-            model=model,
-            reward_funcs=accuracy_reward(),
-            args=training_arguments(config, folder),
-            train_dataset=ROWS,
-            processing_class=tokenizer,
-            **options,
-        )
-        trainer.train()
-        logs = [(row["loss"], row["grad_norm"], row["entropy"]) for row in trainer.state.log_history[:-1]]
-        return trainer.model.state_dict(), logs
 
-    ours, our_logs = weights_and_logs(AdaGRPOTrainer, tmp_path / "a", scale_formats=False)
-    theirs, their_logs = weights_and_logs(trl.GRPOTrainer, tmp_path / "b")
-    assert our_logs == their_logs and len(our_logs) == 6 and any(loss for loss, *_ in our_logs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+def test_beyond_its_limit_the_clamped_kl_has_no_gradient(config, tmp_path):
+    """The reference is far from the policy on one token: there the clamped term counts for nothing."""
+    config = replace(config, beta=0.5, kl="k3_clamped", normaliser="micro_batch")
+    trainer = recorded(config, tmp_path)
+    inputs, _ = trainer.seen[0]
+    inputs["advantages"] = torch.zeros_like(inputs["advantages"])
+    inputs["ref_per_token_logps"] = trainer._get_per_token_logps_and_entropies(
+        trainer.model,
+        torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+        torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+        inputs["completion_ids"].shape[1],
+    )[0].detach()
+    inputs["ref_per_token_logps"][:, 0] += 100  # exp(100) overflows in float32
+    for kl, finite in (("k3_clamped", True), ("k3", False)):
+        trainer.method = replace(config, kl=kl)
+        trainer.model.zero_grad()
+        trainer._compute_loss(trainer.model.train(), inputs).backward()
+        gradients = [p.grad for p in trainer.model.parameters()]
+        assert all(g.isfinite().all() for g in gradients) == finite
+        if finite:
+            assert max(g.abs().max() for g in gradients) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3_clamped"])
-def test_other_kl_estimators_follow_the_formulas(config, tmp_path, kind):
+@pytest.mark.parametrize("kl", ["k3", "k3_clamped"])
+@pytest.mark.parametrize("normaliser", ["batch", "group"])
+def test_the_kl_term_follows_the_formula(config, tmp_path, kl, normaliser):
     """After one step policy and reference differ; the loss of the second holds the KL term."""
-    config = replace(config, beta=0.5, kl=kind, learning_rate=3e-3)
+    config = replace(config, beta=0.5, kl=kl, normaliser=normaliser, learning_rate=1e-3)
     trainer = recorded(config, tmp_path, steps=2)
     reference, tokenizer = load_policy(config.base)
     now, _ = load_policy(config.base)
     now.load_state_dict(trainer.before, strict=False)
     save_policy(now, tokenizer, tmp_path / "now")
-    loss, _ = formula(replace(config, base=str(tmp_path / "now"), batches=2), trainer, reference)
     without, _ = formula(replace(config, base=str(tmp_path / "now"), batches=2, beta=0.0), trainer)
-    assert trainer.seen[1][1] == pytest.approx(loss, abs=1e-5) and abs(loss - without) > 1e-4
+    batch = replace(config, base=str(tmp_path / "now"), batches=2, normaliser="batch")
+    plain, _ = formula(replace(batch, beta=0.0), trainer)
+    term = formula(batch, trainer, reference)[0] - plain  # a mean over the tokens of the batch
+    assert trainer.seen[1][1] == pytest.approx(without + term, abs=1e-5) and abs(term) > 1e-4
     assert trainer.state.log_history[1]["kl"] != 0
 
 
 def test_the_rate_falls_at_the_end_where_asked(config, tmp_path):
-    trainer = make_trainer(replace(config, batches=10), ROWS, tmp_path)
+    trainer = build(replace(config, batches=10), ROWS, Run(tmp_path, {}))
     trainer.create_optimizer_and_scheduler(10)
     rates = []
     for _ in range(10):
@@ -349,20 +376,18 @@ def test_the_rate_falls_at_the_end_where_asked(config, tmp_path):
 
 
 def test_t_counts_rollout_batches(config, tmp_path):
-    trainer = make_trainer(replace(config, updates=2, micro_batch_size=4), ROWS, tmp_path)
+    trainer = build(replace(config, updates=2, micro_batch_size=4), ROWS, Run(tmp_path, {}))
     seen = []
     for trainer.state.global_step in range(6):
         trainer.state.max_steps = 6
-        seen.append(trainer.training_time)
-    assert seen == [(0, 3), (0, 3), (1, 3), (1, 3), (2, 3), (2, 3)]
-    trainer.schedule, trainer.state.global_step = "code", 0
-    assert trainer.training_time == (1, 4)
+        seen.append(trainer.progress)
+    assert seen == [(0, 3), (0, 3), (1, 3), (1, 3), (2, 3), (2, 3)] and seen[2].share == pytest.approx(1 / 3)
 
 
 def test_what_is_logged(config):
     run = start_run("a", "cpu", {})
     lines = []
-    _, _, facts = train_ada_grpo(config, ROWS, run, say=lines.append)
+    _, _, facts = fit(config, ROWS, run, say=lines.append)
     rows = [row for row in run.metrics() if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3] and facts["steps"] == 3
     for row in rows:
@@ -378,10 +403,10 @@ def test_what_is_logged(config):
 
 
 def test_a_run_resumes_to_the_same_weights(config):
-    whole, _, _ = train_ada_grpo(replace(config, save_every=2), ROWS, start_run("a", "cpu", {}))
+    whole, _, _ = fit(replace(config, save_every=2), ROWS, start_run("a", "cpu", {}))
     run = start_run("b", "cpu", {})
-    train_ada_grpo(replace(config, save_every=2), ROWS, run, stop_at=2)
-    resumed, _, facts = train_ada_grpo(replace(config, save_every=2), ROWS, run)
+    fit(replace(config, save_every=2), ROWS, run, stop_at=2)
+    resumed, _, facts = fit(replace(config, save_every=2), ROWS, run)
     assert facts["resumed"] and [row["step"] for row in run.metrics() if "loss" in row] == [1, 2, 3]
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], weight, atol=1e-5, rtol=0)

@@ -1,5 +1,6 @@
 import json
 import math
+import random
 from dataclasses import asdict, replace
 
 import nbformat
@@ -15,25 +16,24 @@ from lib.dial import dial_task, dial_tasks, dial_tokenizer, new_dial_model, samp
 from lib.dial.thinker import thinker_rows
 from lib.engines import launch
 from lib.engines.ask import ask
-from lib.methods import adaptthink
+from lib.methods import METHODS
 from lib.methods.adaptthink import (
     VARIANTS,
-    AdaptThinkConfig,
-    accuracy_reward,
+    AdaptThink,
     adaptthink_advantages,
     adaptthink_loss,
-    forced_modes,
-    load_trained,
-    make_trainer,
     nothinking_fixed_point,
-    train_adaptthink,
 )
+from lib.methods.base import Progress
+from lib.methods.fit import build, fit, load_trained
 from lib.methods.reference_samples import sample_reference
+from lib.methods.rewards import accuracy_reward
 from lib.methods.thinking_baselines import mixed_rows, shortest_pairs, train_dpo
 from lib.policies.load import load_policy
 from lib.policies.random_models import byte_level_tokenizer
 from lib.policies.save import save_policy
 from lib.runs import Run
+from lib.studies import trainings
 from lib.tasks import Rollout, Task, rollout_table, task_rows
 from lib.thinking import (
     CLOSE,
@@ -351,10 +351,14 @@ def test_tokens_that_cannot_be_forced_are_refused():
 
 
 def test_half_of_every_group_is_forced():
-    assert forced_modes(8, 4, 0.5) == [True, True, False, False] * 2
-    assert sum(forced_modes(2048, 16, 0.5)) == 1024 and sum(forced_modes(160, 16, 0.25)) == 40
+    config, begun = AdaptThink.paper(), Progress(0, 314)
+    halves = [NOTHINKING, NOTHINKING, THINKING, THINKING]
+    assert AdaptThink.cpu().start(begun, 4, random.Random(0)) == halves
+    assert config.start(begun, 16, random.Random(0)).count(NOTHINKING) == 8
+    quarter = replace(config, nothinking_ratio=0.25)
+    assert quarter.start(begun, 16, random.Random(0)).count(NOTHINKING) == 4
     with pytest.raises(ValueError, match="one mode without responses"):
-        forced_modes(8, 4, 0.05)
+        replace(config, num_generations=4, nothinking_ratio=0.05)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +382,8 @@ def test_what_counts_as_right():
     assert not is_solution_right("\\boxed{5}</think>\nfive", "5", "number")
     assert is_solution_right("hm</think>so \\boxed{4}, no, \\boxed{5}", "5", "number")
     chat = [[{"role": "assistant", "content": "</think>\nIt shows 5."}]]
-    assert accuracy_reward(completions=chat, answer=["5"], kind=["number"], extra=[1]) == [1.0]
+    reward = accuracy_reward(is_solution_right)
+    assert reward(completions=chat, answer=["5"], kind=["number"], extra=[1]) == [1.0]
 
 
 def test_the_thinker_never_learns_to_write_the_closing_tag_first():
@@ -448,10 +453,8 @@ def test_rows_without_reference_samples_are_named(rows):
 
 
 def tiny(base, **changes):
-    config = replace(AdaptThinkConfig.cpu(base), batch_size=16, micro_batch_size=16, max_steps=2)
-    return replace(
-        config, **{"max_thinking_tokens": 20, "max_nothinking_tokens": 6, "eval_every": 2} | changes
-    )
+    small = {"prompts": 4, "micro_batch_size": 16, "batches": 2, "max_completion_length": 20, "eval_every": 2}
+    return AdaptThink.cpu(base, **small | {"max_nothinking_length": 6} | changes)
 
 
 def with_accuracy(rows, accuracy=0.25):
@@ -466,9 +469,9 @@ def rollout(trainer):
 
 
 def test_rollouts_are_forced_half_and_half_and_capped(base, rows, tmp_path):
-    trainer = make_trainer(tiny(base), with_accuracy(rows), rows[:4], Run(tmp_path, {}))
+    trainer = build(tiny(base), with_accuracy(rows), Run(tmp_path, {}), validation_rows=rows[:4])
     inputs, batch = rollout(trainer)
-    modes = trainer.modes
+    modes = trainer.reading.tokens
     first, lengths = batch["completion_ids"][:, 0].tolist(), batch["completion_mask"].sum(1).tolist()
     assert first == [modes.close, modes.close, modes.start, modes.start] * 4
     assert batch["is_nothinking"].tolist() == [True, True, False, False] * 4
@@ -492,8 +495,8 @@ def test_rollouts_are_forced_half_and_half_and_capped(base, rows, tmp_path):
 def test_thinking_may_begin_with_any_word_but_the_closing_tag(base, rows, tmp_path):
     """On policy, pi / pi_IS of a response that thinks is 2 (1 - P(</think>)), whatever its first word."""
     config = tiny(base, force_start=False, variant="sequence")
-    trainer = make_trainer(config, with_accuracy(rows), rows[:4], Run(tmp_path, {}))
-    close = trainer.modes.close
+    trainer = build(config, with_accuracy(rows), Run(tmp_path, {}), validation_rows=rows[:4])
+    close = trainer.reading.tokens.close
     with torch.no_grad():  # a model that would nearly always close at once
         trainer.model.lm_head.weight[close] += 3 * trainer.model.lm_head.weight.abs().max()
     _, batch = rollout(trainer)
@@ -502,18 +505,16 @@ def test_thinking_may_begin_with_any_word_but_the_closing_tag(base, rows, tmp_pa
     assert (first[skips] == close).all() and (first[~skips] != close).all()
     assert first[~skips].unique().numel() > 1 and batch["completion_mask"].sum(1).max() == 20
     assert trainer.generation_config.begin_suppress_tokens is None
-    ratios = []
-    trainer._log_ratio = lambda ratio, *rest: ratios.append(ratio[:, 0])
-    trainer._compute_loss(trainer.model, batch)
     chance = batch["log_p_nothinking"].exp()
-    expected = torch.where(skips, chance / 0.5, (1 - chance) / 0.5)
-    torch.testing.assert_close(ratios[0], expected, rtol=1e-4, atol=1e-6)
+    expected = torch.where(skips, chance / 0.5, (1 - chance) / 0.5).mean().item()
+    trainer._compute_loss(trainer.model, batch)
+    assert trainer._metrics["train"]["ratio/mean"] == pytest.approx([expected], rel=1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_trainer_computes_the_formula(base, rows, tmp_path, variant):
     config = tiny(base, variant=variant, micro_batch_size=8, nothinking_ratio=0.25)
-    trainer = make_trainer(config, with_accuracy(rows), rows[:4], Run(tmp_path, {}))
+    trainer = build(config, with_accuracy(rows), Run(tmp_path, {}), validation_rows=rows[:4])
     _, batch = rollout(trainer)
     generator = torch.Generator().manual_seed(0)
     batch["advantages"] = torch.randn(16, generator=generator)
@@ -545,12 +546,12 @@ def test_the_trainer_computes_the_formula(base, rows, tmp_path, variant):
 
 def test_training_logs_both_modes_saves_and_resumes(base, rows, tmp_path):
     run = Run(tmp_path, {})
-    config = tiny(base, max_steps=4, eval_every=1, save_every=2)
-    train_adaptthink(config, with_accuracy(rows), rows[:6], run, stop_at=2)
-    _, _, facts = train_adaptthink(config, with_accuracy(rows), rows[:6], run)
+    config = tiny(base, batches=4, eval_every=1, save_every=2)
+    fit(config, with_accuracy(rows), run, validation_rows=rows[:6], stop_at=2)
+    _, _, facts = fit(config, with_accuracy(rows), run, validation_rows=rows[:6])
     assert facts["resumed"] and facts["steps"] == 4
     logged = run.metrics()
-    again = train_adaptthink(config, with_accuracy(rows), rows[:6], run)[2]
+    again = fit(config, with_accuracy(rows), run, validation_rows=rows[:6])[2]
     assert again == facts, "a finished run is not trained again"
     steps = [[row["step"] for row in found if "loss" in row] for found in (run.metrics(), logged)]
     assert steps[0] == steps[1] and [row["step"] for row in run.metrics()].count(0) == 1
@@ -564,9 +565,10 @@ def test_training_logs_both_modes_saves_and_resumes(base, rows, tmp_path):
     assert (run.checkpoint / "result" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("method", ["grpo", "grpo_length"])
+@pytest.mark.parametrize("method", ["grpo_nothinking", "grpo_length"])
 def test_the_baselines_sample_freely(base, rows, tmp_path, method):
-    trainer = make_trainer(tiny(base, method=method), rows, rows[:4], Run(tmp_path, {}))
+    small = {"prompts": 4, "micro_batch_size": 16, "batches": 2, "max_completion_length": 20}
+    trainer = build(METHODS[method].cpu(base, **small), rows, Run(tmp_path, {}))
     _, batch = rollout(trainer)
     assert batch["completion_mask"].sum(1).max() == 20  # no cap of its own for NoThinking
     assert not batch["is_nothinking"].all() and "reward" in trainer._metrics["train"]
@@ -576,28 +578,36 @@ def test_what_cannot_work_is_refused_before_training(base, rows, tmp_path):
     run, good = Run(tmp_path, {}), with_accuracy(rows)
     closed = [{**row, "prompt": row["prompt"].replace("<think>", "")} for row in good]
     with pytest.raises(ValueError, match=r"must end in an open <think>, but it ends in '.*Assistant:'"):
-        make_trainer(tiny(base), closed, rows[:4], run)
-    with pytest.raises(ValueError, match="reference_accuracy; make it with with_reference"):
-        make_trainer(tiny(base), rows, rows[:4], run)
-    with pytest.raises(ValueError, match="unknown variant 'gspo'"):
-        make_trainer(tiny(base, variant="gspo"), good, rows[:4], run)
-    with pytest.raises(ValueError, match="one mode without responses"):
-        make_trainer(tiny(base, nothinking_ratio=0.1), good, rows[:4], run)
+        build(tiny(base), closed, run)
+    with pytest.raises(ValueError, match="needs rows with a column 'reference_accuracy'"):
+        build(tiny(base), rows, run)
+    for wrong, message in (
+        ({"variant": "gspo"}, "variant takes 'geometric_mean'"),
+        ({"nothinking_ratio": 0.1}, "one mode without responses"),
+        ({"beta": 0.1}, "beta must be 0"),
+        ({"trainer": {"use_vllm": True}}, "use_vllm must be False"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny(base, **wrong)
 
 
-def test_one_and_two_processes_agree(base, rows, tmp_path):
-    """The same prompts, greedy responses and plain gradient descent: the same weights."""
+@pytest.mark.parametrize("prompts", [4, 3])
+def test_one_and_two_processes_agree(base, rows, tmp_path, prompts):
+    """The same prompts, greedy responses and plain gradient descent: the same weights.
+
+    Two processes share three groups of four by splitting the one in the middle.
+    """
     results = [
         launch.run(
             "launch_functions:adaptthink_step",
-            {"base": base, "rows": with_accuracy(rows), "folder": str(tmp_path / str(count))},
+            {"base": base, "rows": with_accuracy(rows), "folder": str(tmp_path / str(count))}
+            | {"prompts": prompts},
             num_processes=count,
         )
         for count in (1, 2)
     ]
     for result in results:
         assert result["moved"] > 1e-5
-    assert "6 responses at a time, which splits groups of 4" in results[1]["refused"]
     assert results[1]["weights"] == pytest.approx(results[0]["weights"], abs=1e-6)
     for name in ("nothinking_ratio", "tokens/mean", "ratio/mean", "log_p_nothinking"):
         assert results[1]["metrics"][name] == pytest.approx(results[0]["metrics"][name], rel=1e-4), name
@@ -650,7 +660,7 @@ def test_a_chat_template_without_an_open_thought_is_refused(qwen, tmp_path):
         for q in sample_questions(8, seed=2)
     ]
     with pytest.raises(ValueError, match=r"must end in an open <think>.*chat template"):
-        make_trainer(tiny(qwen), with_accuracy(chats), chats[:2], Run(tmp_path, {}))
+        build(tiny(qwen), with_accuracy(chats), Run(tmp_path, {}))
 
 
 # ---- baselines ---------------------------------------------------------------------------------
@@ -723,7 +733,7 @@ def config_of(profile):
     values |= resolve_parameters(path, profile, {})
     cells = nbformat.read(path, as_version=4).cells
     cell = next(cell for cell in cells if "config" in cell.metadata.get("tags", []))
-    exec(cell.source, names := values | {"adaptthink": adaptthink, "replace": replace})
+    exec(cell.source, names := values | {"AdaptThink": AdaptThink})
     return names["config"]
 
 
@@ -732,21 +742,25 @@ def test_profiles_run_dry(profile, tmp_path):
     """The profile's configuration on a random model of the architecture, with DeepSeek's chat template."""
     tokenizer = deepseek()
     folder = save_qwen(tokenizer, tmp_path / "model")
-    config = replace(config_of(profile), base=folder, max_steps=1, max_thinking_tokens=12)
-    dry = replace(config, max_nothinking_tokens=6, batch_size=2 * config.num_generations, micro_batch_size=4)
+    config = replace(config_of(profile), base=folder, batches=1, prompts=2, micro_batch_size=4)
+    dry = replace(config, max_completion_length=12, max_nothinking_length=6)
     examples = [dial_task(question) for question in sample_questions(8, seed=2)]
     rows = with_accuracy(task_rows(thinking_tasks(examples, tokenizer)))
     run = Run(tmp_path / "run", {})
-    _, _, facts = train_adaptthink(dry, rows, rows[:2], run)
-    assert facts["steps"] == 1 and load_trained(dry, run).num_parameters() > 0
+    _, _, facts = fit(dry, rows, run, validation_rows=rows[:2])
+    assert facts["steps"] == 1 and load_trained(dry, run)[0].num_parameters() > 0
 
 
 def test_the_multi_gpu_profile_has_the_settings_of_the_paper():
-    ours, paper = asdict(config_of("multi_gpu")), asdict(AdaptThinkConfig.paper())
+    ours, paper = asdict(config_of("multi_gpu")), asdict(AdaptThink.paper())
     assert {name for name in ours if ours[name] != paper[name]} == {"micro_batch_size"}
     assert (paper["delta"], paper["epsilon"], paper["num_generations"]) == (0.05, 0.2, 16)
-    assert (paper["batch_size"], paper["learning_rate"], paper["temperature"]) == (2048, 2e-6, 0.6)
-    assert (paper["max_thinking_tokens"], paper["max_nothinking_tokens"]) == (16384, 4096)
+    assert (paper["prompts"], paper["learning_rate"], paper["temperature"]) == (128, 2e-6, 0.6)
+    assert (paper["max_completion_length"], paper["max_nothinking_length"]) == (16384, 4096)
+
+
+def test_the_notebook_trains_what_the_reference_runs_trained():
+    assert config_of("cpu") == AdaptThink.cpu() == trainings.thinking_config("adaptthink", 0)
 
 
 # ---- what is shipped ---------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def test_a_faulty_first_batch_stops_training(config, monkeypatch):
 
 @pytest.mark.parametrize("weighting", ["token", "response"])
 def test_packing_and_micro_batches_do_not_change_the_loss(config, weighting):
-    config = replace(config, method="full", weighting=weighting)
+    config = replace(config, weights="full", weighting=weighting)
     first = {}
     for name, change in {
         "whole": {},
@@ -185,7 +185,7 @@ def test_packing_and_micro_batches_do_not_change_the_loss(config, weighting):
 
 def test_the_loss_of_each_format_is_the_mean_over_its_tokens(config, base):
     run = start_run("a", "cpu", {})
-    train_sft(replace(config, method="full", new_tokens={}), ROWS[:16], VALIDATION, run, stop_at=1)
+    train_sft(replace(config, weights="full", new_tokens={}), ROWS[:16], VALIDATION, run, stop_at=1)
     logged = run.metrics()[0]
     model, tokenizer = load_policy(base)
     totals = {format: [0.0, 0] for format in ReasoningFormat}
@@ -233,7 +233,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(processes):
 
 def test_the_paper_preset_is_the_papers():
     paper = SFTConfig.paper("Qwen/Qwen2.5-7B")
-    assert (paper.rank, paper.alpha, paper.learning_rate, paper.epochs) == (8, 16, 2e-4, 6)
+    assert (paper.lora_rank, paper.learning_rate, paper.epochs) == (8, 2e-4, 6)
     assert (paper.batch_size, paper.warmup_share, paper.max_length) == (128, 0.1, 4096)
     assert paper.weighting == "token" and paper.max_steps == -1
 
@@ -244,7 +244,7 @@ def test_the_paper_preset_is_the_papers():
 @pytest.mark.parametrize("method", ["qlora", "lora", "full"])
 def test_every_method_lowers_the_loss_and_is_silent(config, method, capfd):
     run = start_run(method, "cpu", {})
-    config = replace(config, method=method)
+    config = replace(config, weights=method)
     model, _, facts = train_sft(config, ROWS, VALIDATION, run)
     assert losses(run)[12] < losses(run)[1] - 0.5
     rows = [row for row in run.metrics() if "eval_perplexity" in row]
@@ -351,7 +351,7 @@ def test_plain_peft_loads_the_adapter(adapter, base):
 
 
 def test_the_best_checkpoint_is_kept(config):
-    config = replace(config, method="full", learning_rate=1e-2, max_steps=40, save_every=5, log_every=5)
+    config = replace(config, weights="full", learning_rate=1e-2, max_steps=40, save_every=5, log_every=5)
     run = start_run("a", "cpu", {})
     model, tokenizer, facts = train_sft(config, ROWS[:16], VALIDATION, run)  # learns 16 rows by heart
     curve = {row["step"]: row["eval_perplexity"] for row in run.metrics() if "eval_perplexity" in row}

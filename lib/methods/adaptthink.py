@@ -157,6 +157,7 @@ class AdaptThink(Thinking):
     """
 
     name: ClassVar[str] = "adaptthink"
+    needs: ClassVar[tuple[str, ...]] = (*MethodConfig.needs, "reference_accuracy")  # of `with_reference`
     own_loss: ClassVar[bool] = True
     shown: ClassVar[Mapping[str, str]] = {
         "skipping right": "nothinking/accuracy",
@@ -193,10 +194,8 @@ class AdaptThink(Thinking):
         return self.max_nothinking_length if mode == SKIPS else self.max_completion_length
 
     def advantage(self, rewards: torch.Tensor, group: Group, progress: Progress) -> torch.Tensor:
-        if group.reference is None:
-            raise ValueError("the training set has no column reference_accuracy; make it with with_reference")
-        baseline = group.reference.unsqueeze(1)
-        return every_token(adaptthink_advantages(rewards, baseline, group.opens(SKIPS), self.delta))
+        skips, reference = group.opens(SKIPS), group.column("reference")
+        return every_token(adaptthink_advantages(rewards, reference, skips, self.delta))
 
     def loss(
         self, log_probs: torch.Tensor, old_log_probs: torch.Tensor, batch: Mapping[str, torch.Tensor]

@@ -60,6 +60,13 @@ class Group:
     needed: torch.Tensor | None = None
     budget: torch.Tensor | None = None
 
+    def column(self, name: str) -> torch.Tensor:
+        """A column of the questions, (B, 1)."""
+        values = getattr(self, name)
+        if values is None:
+            raise ValueError(f"the rows have no column for {name}, or not all of them have a value")
+        return values.unsqueeze(1)
+
     def opens(self, mode: str | None) -> torch.Tensor:
         """Where a response opens in this mode, (B, G)."""
         return torch.tensor([[found == mode for found in row] for row in self.mode], device=self.ok.device)
@@ -139,6 +146,7 @@ class MethodConfig(TrainingConfig):
     """
 
     name: ClassVar[str] = ""  # in `lib.methods.METHODS`
+    needs: ClassVar[tuple[str, ...]] = ("prompt", "answer", "kind")  # columns of the rows
     own_loss: ClassVar[bool] = False  # whether `loss` takes the place of TRL's
     shown: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy", "tokens": "tokens/mean"}
     taken: ClassVar[Mapping[str, str]] = TrainingConfig.taken | {

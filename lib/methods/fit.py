@@ -21,6 +21,7 @@ from lib.methods.training import (
     accumulation_steps,
     prepare,
     shared_arguments,
+    train_once,
     trained_dtype,
 )
 from lib.policies.adapters import add_lora, merge_adapter
@@ -85,6 +86,9 @@ def build(
 
     `reward` says what is right, in TRL's signature, in place of the reading.
     """
+    for name in config.needs:
+        if not all(name in row for row in rows):
+            raise ValueError(f"{config.name} needs rows with a column {name!r}")
     set_seed(config.seed)
     arguments = training_arguments(config, run.checkpoint, watched=len(validation_rows))
     model, tokenizer = load_trainable(config)

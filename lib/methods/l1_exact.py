@@ -26,6 +26,7 @@ class L1Exact(Thinking, GroupRelative):
     """
 
     name: ClassVar[str] = "l1_exact"
+    needs: ClassVar[tuple[str, ...]] = (*Thinking.needs, "question")
 
     alpha: Annotated[float, Range(above=0, high=1)] = 3e-4  # per token
     shortest: Count = 100  # tokens, of a budget
@@ -48,9 +49,7 @@ class L1Exact(Thinking, GroupRelative):
 
     def left(self, group: Group) -> torch.Tensor:
         """What a response left of its budget, in tokens: (B, G)."""
-        if group.budget is None:
-            raise ValueError("the rows have no column budget: `rewrite` gives it")
-        return group.budget.unsqueeze(1) - group.length
+        return group.column("budget") - group.length
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,11 @@ def _source(name_or_path: str | Path) -> str:
     if str(name_or_path).startswith("random-"):
         folder = runs_folder() / "models" / str(name_or_path)
         if not folder.exists():
-            random_model(str(name_or_path), folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                random_model(str(name_or_path), Path(scratch, "model"))
+                with contextlib.suppress(OSError):  # another process was faster
+                    Path(scratch, "model").rename(folder)
         return str(folder)
     shipped = CHECKPOINTS / str(name_or_path)
     folder = shipped if shipped.is_dir() else Path(name_or_path)

@@ -18,28 +18,31 @@ import torch
 import trl
 
 from lib.dial import dial_tasks
-from lib.methods.ada_grpo import AdaGRPOConfig, AdaGRPOTrainer, question_rows, training_arguments
-from lib.methods.rewards import accuracy_reward
+from lib.methods.ada_grpo import AdaGRPO
+from lib.methods.fit import build, training_arguments
 from lib.methods.training import no_noise
 from lib.policies.load import load_policy
+from lib.runs import Run
+from lib.tasks import task_rows
 
 TOKENS = 60  # of every response
 
 
-def make(kind: type[trl.GRPOTrainer], folder: Path, **options: object) -> trl.GRPOTrainer:
-    """A trainer of one kind on its own copy of the model, ready for its first step."""
-    config = AdaGRPOConfig.cpu("dial-sft", batches=1000, max_completion_length=TOKENS)
-    model, tokenizer = load_policy(config.base)
-    arguments = training_arguments(config, folder)
-    arguments.generation_kwargs = {"min_new_tokens": TOKENS}
-    trainer = kind(
-        model=model,
-        reward_funcs=accuracy_reward(),
-        args=arguments,
-        train_dataset=question_rows(dial_tasks(960, split="train", seed=0)),
-        processing_class=tokenizer,
-        **options,
-    )
+def make(folder: Path, *, ours: bool) -> trl.GRPOTrainer:
+    """Ours or TRL's trainer on its own copy of the model, ready for its first step."""
+    options = {"generation_kwargs": {"min_new_tokens": TOKENS}}
+    config = AdaGRPO.cpu("dial-sft", batches=1000, max_completion_length=TOKENS, trainer=options)
+    rows = task_rows(dial_tasks(960, split="train", seed=0))
+    trainer = build(config, rows, Run(folder, {}))
+    if not ours:
+        model, tokenizer = load_policy(config.base)
+        trainer = trl.GRPOTrainer(
+            model=model,
+            reward_funcs=trainer.reward_funcs,
+            args=training_arguments(config, folder),
+            train_dataset=trainer.train_dataset,
+            processing_class=tokenizer,
+        )
     trainer.create_optimizer_and_scheduler(1000)
     trainer.state.max_steps = 1000
     trainer.current_gradient_accumulation_steps = 1
@@ -59,7 +62,7 @@ def step(trainer: trl.GRPOTrainer, batches) -> float:
 def paired_ratio(steps: int, warm_up: int = 3) -> tuple[float, float, float]:
     """Median of the paired ratios Ada-GRPO / GRPO, and the median seconds of each."""
     with tempfile.TemporaryDirectory() as folder, no_noise():
-        trainers = (make(AdaGRPOTrainer, Path(folder, "ours")), make(trl.GRPOTrainer, Path(folder, "theirs")))
+        trainers = [make(Path(folder, name), ours=name == "ours") for name in ("ours", "theirs")]
         batches = [iter(trainer.get_train_dataloader()) for trainer in trainers]
         times: list[list[float]] = [[], []]
         for number in range(warm_up + steps):
