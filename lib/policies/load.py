@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import math
-import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from lib.policies.random_models import random_model
-from lib.runs import ROOT, CheckpointError, check_provenance, digest, read_json, runs_folder
+from lib.runs import ROOT, CheckpointError, check_provenance, digest, is_first_process, read_json, runs_folder
 
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 
@@ -109,12 +109,10 @@ def _source(name_or_path: str | Path) -> str:
     """Where to load from; a shipped checkpoint is checked, and a misspelt one is named."""
     if str(name_or_path).startswith("random-"):
         folder = runs_folder() / "models" / str(name_or_path)
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                random_model(str(name_or_path), Path(scratch, "model"))
-                with contextlib.suppress(OSError):  # another process was faster
-                    Path(scratch, "model").rename(folder)
+        if is_first_process() and not folder.exists():
+            random_model(str(name_or_path), folder)
+        while not folder.exists():  # in other processes save_pretrained would write no configuration
+            time.sleep(0.1)
         return str(folder)
     shipped = CHECKPOINTS / str(name_or_path)
     folder = shipped if shipped.is_dir() else Path(name_or_path)
