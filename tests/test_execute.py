@@ -26,11 +26,11 @@ def test_a_notebook_runs_at_the_smoke_profile(path, private_runs):
 @pytest.mark.slow
 def test_notebook_01_builds_its_set_from_rows_of_a_dataset_too(tmp_path, private_runs):
     """The same cells, with GSM8K rows from a local file in place of the dial world."""
-    file = tmp_path / "train.jsonl"
+    file = tmp_path / "gsm8k_train.jsonl"
     texts = [(f"Ann has {n} pens and buys {n + 3}. How many has she?", 2 * n + 3) for n in range(40)]
     rows = [{"question": question, "answer": f"It is {a}.\n#### {a}"} for question, a in texts]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = {"SOURCE": "gsm8k", "SOURCE_FILE": str(file)}
+    source = {"TRAIN_SOURCES": ["gsm8k"], "DATA_FOLDER": str(tmp_path)}
     outcomes = run_course(profile="smoke", only=["01"], overrides=source)
     assert [outcome.status for outcome in outcomes] == ["ok"]
     saved = private_runs / "smoke" / "01_data_formatting" / "sft_set" / "sft.jsonl"

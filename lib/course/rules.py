@@ -22,14 +22,12 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
 
+import yaml
+
 from lib.checked import Range
 from lib.runs import ROOT, located
 
-# The names of lib.sources.SOURCES, which would import datasets; a test holds them equal.
-SOURCES = (
-    *("csqa", "openbookqa", "gsm8k", "math", "math500", "svamp", "aime2024", "aime2025", "bbh", "mmlu"),
-    *("aqua_rat", "deepscaler", "arm_sft", "adareasoner"),
-)
+SOURCES = tuple(yaml.safe_load((ROOT / "data" / "sources.yaml").read_text(encoding="utf-8")))
 RANDOM = ("random-qwen2", "random-qwen3")  # of lib.policies.random_models
 SHIPPED = tuple(sorted(path.parent.name for path in ROOT.glob("data/checkpoints/*/provenance.json")))
 TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from lib.runs import ROOT
+from lib.runs import located
 from lib.sources.catalogue import SOURCES, Source
 from lib.sources.files import DataError, Row, RowError, file_rows
 from lib.tasks import Task, question_key
@@ -89,7 +89,7 @@ def load_tasks(
                 raise DataError(f"the questions of {name} are drawn: say how many (count=)")
             tasks += _WORLDS[name](share, split=split, seed=seed, **options)
             continue
-        path = ROOT / folder if folder else None
+        path = located(str(folder)) if folder else None
         if path is not None and not path.is_file():
             path /= f"{name}_{split}.jsonl"
         found = [task for task in load(name, path, split=split).examples if fits is None or fits(task)]
