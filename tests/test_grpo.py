@@ -113,6 +113,16 @@ def test_advantages_use_the_sample_deviation():
     assert group_relative_advantages(rewards, scale="none")[0].tolist() == [0.75, -0.25, -0.25, -0.25]
 
 
+@pytest.mark.parametrize("scale", ["group", "none"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [2, 3, 7, 8, 12, 16, 64])
+def test_equal_rewards_have_advantages_of_zero(size, dtype, scale):
+    draws = torch.rand(200, generator=torch.Generator().manual_seed(size))
+    values = torch.cat([torch.tensor([8 / 3, 0.1, 1 / 3, 1e-3, 4.0, -0.7, 0.0]), 10 * draws - 5]).to(dtype)
+    found = group_relative_advantages(values[:, None].expand(-1, size), scale=scale)
+    assert found.dtype == dtype and not found.any()
+
+
 def test_inputs_stay_as_they_are(batch):
     copies = [tensor.clone() for tensor in batch]
     log_probs, old, ref, advantages, mask = batch

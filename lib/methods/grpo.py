@@ -26,13 +26,15 @@ def group_relative_advantages(
     """How much better each response is than its group: (B, G) -> (B, G) (ARM, equation 5).
 
     "group" divides by the sample standard deviation (n - 1) plus `eps`: 1e-6 in ARM's code, 1e-4 in TRL.
-    "none" only subtracts the mean. A group of equal rewards has advantages of zero.
+    "none" only subtracts the mean. A group of equal rewards has advantages of zero, exactly. In ARM's code eight
+    times 8/3 have .19: the mean is rounded, and that error is divided by a deviation as small.
     """
     if rewards.dim() != 2 or rewards.size(1) < 2:
         raise ValueError(
             f"rewards must have the shape (B, G) with G of 2 or more, got {tuple(rewards.shape)}"
         )
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    equal = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
+    centred = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(equal, 0.0)
     if scale == "none":
         return centred
     if scale != "group":
