@@ -104,6 +104,18 @@ def test_the_clamp_of_verl_stops_at_ten():
     assert log_probs.grad[0, 0] == 0 != log_probs.grad[0, 1]
 
 
+def test_the_clamped_estimate_has_a_gradient_however_far_the_policies_are_apart():
+    """exp overflows beyond 88 in single precision; ARM's gradient is NaN there."""
+    differences = torch.tensor([-200.0, -20.0, -3.0, 1.0, 2.5, 9.0, 20.0, 89.0, 1000.0])
+    log_probs = torch.zeros_like(differences, requires_grad=True)
+    found = kl_estimate(log_probs, differences, "k3_clamped")
+    plain = kl_estimate(log_probs, differences, "k3").clamp(-10, 10)
+    assert torch.equal(found, plain)
+    found.sum().backward()
+    expected = torch.where(plain.detach() < 10, 1 - differences.exp(), 0.0)
+    torch.testing.assert_close(log_probs.grad, expected)
+
+
 def test_advantages_use_the_sample_deviation():
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     found = group_relative_advantages(rewards, eps=1e-4)

@@ -26,8 +26,8 @@ def group_relative_advantages(
     """How much better each response is than its group: (B, G) -> (B, G) (ARM, equation 5).
 
     "group" divides by the sample standard deviation (n - 1) plus `eps`: 1e-6 in ARM's code, 1e-4 in TRL.
-    "none" only subtracts the mean. A group of equal rewards has advantages of zero, exactly. In ARM's code eight
-    times 8/3 have .19: the mean is rounded, and that error is divided by a deviation as small.
+    "none" only subtracts the mean. A group of equal rewards has advantages of zero, exactly. In ARM's code
+    eight times 8/3 have .19: the mean is rounded, and that error is divided by a deviation as small.
     """
     if rewards.dim() != 2 or rewards.size(1) < 2:
         raise ValueError(
@@ -89,9 +89,11 @@ def kl_estimate(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, kind: KL =
             return -difference
         case "k2":
             return difference**2 / 2
-        case "k3" | "k3_clamped":
-            estimate = torch.exp(difference) - difference - 1
-            return estimate.clamp(-KL_LIMIT, KL_LIMIT) if kind == "k3_clamped" else estimate
+        case "k3":
+            return torch.exp(difference) - difference - 1
+        case "k3_clamped":  # beyond 10 it is cut anyway; exp would overflow, and the gradient be NaN
+            near = difference.clamp(max=KL_LIMIT)
+            return (torch.exp(near) - near - 1).clamp(-KL_LIMIT, KL_LIMIT)
     raise ValueError(f"kind must be k1, k2, k3 or k3_clamped, got {kind!r}")
 
 
