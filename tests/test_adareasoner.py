@@ -16,6 +16,7 @@ from lib.bandit.learner import (
     annealed_temperature,
     boltzmann_probabilities,
     choose,
+    entropy,
     linear_temperature,
     reinforce_loss,
     released_loss,
@@ -176,6 +177,15 @@ def test_the_released_update_moves_against_the_gradient():
     theirs = torch.autograd.grad(released_loss(logits, actions, advantages), tuple(logits.values()))
     for a, b in zip(ours, theirs, strict=True):
         assert (a * b).sum() < 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_entropy_and_its_gradient_are_finite_where_a_probability_is_zero(dtype):
+    logits = torch.tensor([[0.0, -200.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
+    found = entropy(boltzmann_probabilities(logits, 1.0))
+    assert found.tolist() == pytest.approx([math.log(3), math.log(4)], rel=4e-3)
+    found.sum().backward()
+    assert torch.isfinite(logits.grad).all()
 
 
 # ---- policy

@@ -78,8 +78,9 @@ def released_loss(
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """The entropy of each row in nats: (B, K) -> (B,)."""
-    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(-1)
+    """The entropy of each row in nats: (B, K) -> (B,); in single precision at least, as 1e-12 is 0 in half."""
+    wide = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
+    return -(wide * wide.clamp_min(1e-12).log()).sum(-1)
 
 
 def regret_bound(steps: int, actions: int) -> float:
