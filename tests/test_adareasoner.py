@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from lib.bandit.learner import (
     linear_temperature,
     reinforce_loss,
     released_loss,
+    zscores,
 )
 from lib.bandit.llms import Request
 from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
@@ -168,6 +170,39 @@ def test_the_expected_gradient_is_that_of_the_expected_reward():
             total -= probabilities[index] * g
     for a, b in zip(exact, estimate, strict=True):
         assert torch.allclose(a, b, atol=1e-8)
+
+
+def test_zscores_are_those_of_the_released_code_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    rewards, kept = torch.rand(70, generator=generator), []
+    expected = []
+    for reward in rewards.tolist():
+        kept = [*kept, reward][-20:]
+        expected.append((reward - np.mean(kept)) / (np.std(kept) + 1e-8))
+    found = zscores(rewards[30:], rewards[:30], 20)
+    assert found.tolist() == pytest.approx(expected[30:], abs=1e-4)
+    assert zscores(rewards[:5], rewards[:0], 20).tolist() == pytest.approx(expected[:5], abs=1e-4)
+
+
+def test_a_zscore_is_bounded_by_its_window_and_zero_where_all_is_equal():
+    first = zscores(torch.ones(3), torch.zeros(100), 100)
+    assert first[0].item() == pytest.approx(99**0.5, rel=1e-4) and first.argmax() == 0
+    for value in torch.rand(50, generator=torch.Generator().manual_seed(0)):
+        assert zscores(value.expand(4), value.expand(100), 100).abs().max() < 1e-4
+
+
+def test_the_released_update_is_the_released_one():
+    """One decision: the chosen logit moves by -rate * z / p(a), p at the temperature of sampling."""
+    logits, actions, _ = random_batch(batch=1)
+    tau, z = 0.5, torch.tensor([0.7], dtype=torch.float64)
+    gradients = torch.autograd.grad(
+        released_loss(logits, actions, z, temperature=tau), tuple(logits.values())
+    )
+    for head, gradient in zip(logits, gradients, strict=True):
+        p = torch.softmax(logits[head][0] / tau, -1)[actions[head][0]]
+        expected = torch.zeros_like(gradient)
+        expected[0, actions[head][0]] = z[0] / p
+        assert torch.allclose(gradient, expected, rtol=1e-4)  # the code adds 1e-8 to p
 
 
 def test_the_released_update_moves_against_the_gradient():

@@ -61,24 +61,41 @@ def reinforce_loss(
     return -(advantages * log_probs).mean()
 
 
+def zscores(rewards: torch.Tensor, before: torch.Tensor, window: int) -> torch.Tensor:
+    """Rewards (B,) as z-scores among the last `window` rewards up to their own, after those of `before` (N,).
+
+    As in the released code: the deviation is the population's, and the present reward belongs to its window.
+    So |z| is at most sqrt(window - 1), 9.95 for a window of 100, and 0 where all rewards are equal.
+    """
+    padded = torch.cat([torch.full((window,), math.nan), before, rewards])[-(window + len(rewards) - 1) :]
+    windows = padded.double().unfold(0, window, 1)  # in single precision the mean of equal rewards is rounded
+    centred = windows - windows.nanmean(1, keepdim=True)
+    return (centred[:, -1] / (centred.square().nanmean(1).sqrt() + 1e-8)).to(rewards.dtype)
+
+
 def released_loss(
-    logits: Mapping[str, torch.Tensor], actions: Mapping[str, torch.Tensor], rewards: torch.Tensor
+    logits: Mapping[str, torch.Tensor],
+    actions: Mapping[str, torch.Tensor],
+    rewards: torch.Tensor,
+    *,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """A loss whose descent is the update of the released code: z / p(a) on the chosen logit alone.
 
-    The code adds -lr * z / p(a) to the chosen logit, z the normalised reward: a good reward pushes its own
-    action down. Also the -p terms of the other logits and 1 / tau are missing.
+    The code adds -lr * z / p(a) to the chosen logit, z the normalised reward and p taken at the temperature
+    of sampling: a good reward pushes its own action down. The -p terms of the other logits and 1 / tau are
+    missing.
     """
     terms = []
     for head in logits:
         chosen = logits[head].gather(-1, actions[head][:, None])[:, 0]
-        probs = torch.softmax(logits[head], -1).gather(-1, actions[head][:, None])[:, 0].detach()
-        terms.append(rewards * chosen / (probs + 1e-8))
+        probs = boltzmann_probabilities(logits[head], temperature).gather(-1, actions[head][:, None])[:, 0]
+        terms.append(rewards * chosen / (probs.detach() + 1e-8))
     return sum(terms, start=torch.zeros(())).mean()
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """The entropy of each row in nats: (B, K) -> (B,); in single precision at least, as 1e-12 is 0 in half."""
+    """The entropy of each row in nats: (B, K) -> (B,); in single precision at least: 1e-12 is 0 in half."""
     wide = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
     return -(wide * wide.clamp_min(1e-12).log()).sum(-1)
 

@@ -33,6 +33,7 @@ from lib.bandit.learner import (
     linear_temperature,
     reinforce_loss,
     released_loss,
+    zscores,
 )
 from lib.checked import Range, check_fields
 from lib.runs import Run, digest
@@ -48,11 +49,11 @@ class NoAnswersError(RuntimeError):
 class BanditConfig:
     """How to train. The paper: baseline "none", no bonus, gradient_at "one", optimizer "sgd" at 0.01.
 
-    `baseline`: "mean" subtracts the mean of the last `window` rewards, "zscore" also divides by their
-    population standard deviation (released code). Both mix easy and hard questions; ours, "question", is the
-    mean of the last `question_window` rewards of the same question. `heads` names the heads that choose; the
-    others stay random. `entropy_bonus`, ours too, is added per head in nats: logits grow as tau falls, so
-    annealing alone may settle on the first good action.
+    `baseline`: "mean" subtracts the mean of the last `window` rewards before the batch, "zscore" is the
+    released code's, among the last `window` up to the reward itself. Both mix easy and hard questions; ours,
+    "question", is the mean of the last `question_window` rewards of the same question. `heads` names the
+    heads that choose; the others stay random. `entropy_bonus`, ours too, is added per head in nats: logits
+    grow as tau falls, so annealing alone may settle on the first good action.
     """
 
     updates: Count = 400
@@ -166,7 +167,7 @@ class BanditTrainer:
         actions = {head: chosen.choices[head][answered] for head in logits}
         if config.update.startswith("released"):
             sign = 1 if config.update == "released" else -1
-            loss = sign * released_loss(logits, actions, advantages)
+            loss = sign * released_loss(logits, actions, advantages, temperature=tau)
         else:
             at = tau if config.gradient_at == "sampling" else 1.0
             loss = reinforce_loss(logits, actions, advantages, temperature=at)
@@ -183,16 +184,15 @@ class BanditTrainer:
         if config.baseline == "none":
             return rewards
         past = [d["reward"] for d in self.decisions[-config.window :] if d["reward"] is not None]
+        if config.baseline == "zscore":
+            return zscores(rewards, torch.tensor(past) + config.reward_shift, config.window)
         window = torch.tensor(past) + config.reward_shift if past else rewards
         if config.baseline == "question":
             means = {q: sum(kept) / len(kept) for q, kept in self._kept.items()}
             usual = window.mean().item() - config.reward_shift
             baseline = torch.tensor([means.get(q, usual) for q in questions.tolist()])
             return rewards - baseline - config.reward_shift
-        centred = rewards - window.mean()
-        if config.baseline == "mean":
-            return centred
-        return centred / (window.std(unbiased=False) + 1e-8)
+        return rewards - window.mean()
 
     def _keep(self, question: int, reward: float | None) -> None:
         if reward is not None:

@@ -264,8 +264,8 @@ def surface_shares(seed: int, space: ActionSpace = SPACE) -> dict[str, dict[str,
     """Expected reward as a share of the best possible, after 400 updates from 100 questions, for each rule.
 
     Ours learns from draws of 0 and 1. The released code's rewards are probabilities, so its rules get the
-    expected rewards (of draws a window may be constant, and a z-score then explodes); and it samples at test
-    time too. Regret is expected regret, in the first and in the second half of training.
+    expected rewards; and it samples at test time too. Regret is expected regret, in the first and in the
+    second half of training.
     """
     embeddings, surface = simulated_surface(space, seed=seed)
     index = torch.arange(len(embeddings))
