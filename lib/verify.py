@@ -28,8 +28,9 @@ def is_correct(prediction: str | None, reference: str, kind: Kind = "number") ->
 
     number: an integer, a decimal or a fraction a/b, compared exactly: 72.0 = 72, 0.1 = 1/10, and
         0.333 is not 1/3. Thousands commas must group by three. One `$` before or one `%` after is
-        allowed and worth nothing: 50% = 50, not 0.5; $5 = 5, but $5 is not 5%. An exponent of up to
-        three digits is allowed, as Python prints 1e-05. A word, even a unit, makes it no number.
+        allowed and worth nothing: 50% = 50, not 0.5; $5 = 5, but $5 is not 5%. So is one full stop at
+        the end: 3. = 3. An exponent of up to three digits is allowed, as Python prints 1e-05. A word,
+        even a unit, makes it no number.
     latex: one expression, bare or in $..$, \\(..\\), \\[..\\] or \\boxed{..}, compared by math-verify to
         12 decimals. `x = 5` is 5; a chain or an equation without a variable is no answer. A unit is
         one word in \\text. math-verify takes 50\\% for 50 and for 0.5. What takes longer than
@@ -53,7 +54,7 @@ def is_correct(prediction: str | None, reference: str, kind: Kind = "number") ->
 
 
 def is_response_correct(
-    response: str, reference: str, kind: Kind = "number", rules: Rules = "strict"
+    response: str, reference: str, kind: Kind = "number", rules: Rules = "strict", *, source: str = ""
 ) -> bool:
     """Whether a tagged response is right, by one of three sets of rules.
 
@@ -61,7 +62,8 @@ def is_response_correct(
     arm_training: the reward of ARM's released code (`parse_response_like_arm`, its loopholes included).
         A choice must be the bare letter; a number is what math-verify finds last in the answer.
     arm_evaluation: how ARM's tables were made. No check of tags; without an answer block the last five
-        lines are the answer; parentheses around a choice are dropped.
+        lines are the answer for MATH (latex) and AIME (`source` begins with "aime"), and no others;
+        parentheses around a choice are dropped, and what wraps a yes or a no.
 
     The rules are chosen here and not in `is_correct`, since they differ in what they take out of a
     response as much as in how they compare it. ARM used math-verify 0.7.0; here it is a newer one.
@@ -74,9 +76,9 @@ def is_response_correct(
         return parsed.is_valid and _equal_in_arm_training(parsed.answer or "", reference, kind)
     if rules == "arm_evaluation":
         answer = find_answer_like_arm(response)
-        if answer is None:
-            answer = "\n".join(response.split("\n")[-5:])
-        return _equal_in_arm_evaluation(answer, reference, kind)
+        if answer is None and (kind == "latex" or source.startswith("aime")):
+            answer = "\n".join(response.strip().split("\n")[-5:])
+        return answer is not None and _equal_in_arm_evaluation(answer, reference, kind)
     raise ValueError(f"rules must be strict, arm_training or arm_evaluation, got {rules!r}")
 
 
@@ -111,7 +113,7 @@ def last_boxed(text: str) -> str | None:
 
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{{1,3}})?"
-_NUMBER = re.compile(rf"([+-]?)(\$?)\s*({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?\s*(%?)")
+_NUMBER = re.compile(rf"([+-]?)(\$?)\s*({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?\s*(%?)\.?")
 _CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 
 
@@ -154,13 +156,17 @@ def _equal_in_arm_training(answer: str, reference: str, kind: Kind) -> bool:
 def _equal_in_arm_evaluation(answer: str, reference: str, kind: Kind) -> bool:
     if kind == "choice":
         return answer.replace("(", "").replace(")", "") == reference.replace("(", "").replace(")", "")
-    if kind == "text":
-        return _bbh_text(answer) == _bbh_text(reference)
+    if kind == "text":  # sorted words and brackets are compared as they are
+        read = _yes_or_no if reference.casefold() in _YES_OR_NO else str
+        return read(answer) == read(reference)
     return _equal_by_arm_mathematics(answer, reference, kind)
 
 
-def _bbh_text(text: str) -> str:
-    """What ARM's evaluation keeps of a BBH answer; a yes/no task may be answered with 1 or 0."""
+_YES_OR_NO = ("yes", "no", "true", "false", "valid", "invalid")  # the answers of six tasks of BBH
+
+
+def _yes_or_no(text: str) -> str:
+    """What ARM's evaluation keeps of such an answer; it may be given as 1 or 0."""
     bare = re.sub(r"\\boxed\{|\\text\{|[}()\\]", "", text).strip().casefold()
     return {"0": "false", "1": "true"}.get(bare, bare)
 

@@ -35,6 +35,8 @@ RIGHT = [
     ("number", "50%", "50", "a percent sign is worth nothing"),
     ("number", "50 %", "50%", "on both sides"),
     ("number", "1e-05", "0.00001", "as Python prints"),
+    ("number", "3.", "3", "the end of a sentence: 6 of 300 answers of ARM-14B"),
+    ("number", "$1,234.50.", "1234.5", "the end of a sentence after decimals"),
     ("choice", "B", "B", "the same"),
     ("choice", "(B)", "B", "parentheses"),
     ("choice", " B\n", "(B)", "parentheses in the reference"),
@@ -72,7 +74,9 @@ WRONG = [
     ("number", "$5", "5%", "different units"),
     ("number", "$5%", "5", "two units"),
     ("number", "1/0", "1/0", "no number"),
-    ("number", "5.", "5", "the end of a sentence"),
+    ("number", "5..", "5", "two full stops"),
+    ("number", "5. 6", "5", "a number after the full stop"),
+    ("number", ".", "0", "a full stop alone"),
     ("number", "--5", "5", "two signs"),
     ("number", "\u0667", "7", "digits of another script"),
     ("number", "1e999999999", "1", "an exponent that would fill the memory"),
@@ -145,8 +149,10 @@ def test_an_unknown_kind_or_set_of_rules_is_an_error():
         ("<ANSWER>\n(B)\n</ANSWER>", "B", "choice", True, False, True),
         ("<COT>a<ANSWER>B</ANSWER>", "B", "choice", False, True, True),  # the reasoning is not closed
         ("<COT><CODE>a</COT><ANSWER>B</ANSWER>", "B", "choice", False, False, True),  # mixed tags
-        ("B", "B", "choice", False, False, True),  # no tag: the last five lines are the answer
-        ("hm\nB", "B", "choice", False, False, False),
+        ("B", "B", "choice", False, False, False),  # no answer block
+        ("$\\frac12$", "$\\boxed{0.5}$", "latex", False, False, True),  # the last five lines are the answer
+        ("It is $7$\n\n\n\n\n \n", "$\\boxed{7}$", "latex", False, False, True),  # of what is not blank
+        ("It is $7$\na\nb\nc\nd\ne", "$\\boxed{7}$", "latex", False, False, False),
         (
             "<ANSWER>17</ANSWER>\n<ANSWER>\n18\n</ANSWER>",
             "18",
@@ -161,7 +167,7 @@ def test_an_unknown_kind_or_set_of_rules_is_an_error():
         ("<ANSWER>72</ANSWER> I think", "72", "number", False, True, True),
         ("<ANSWER>$\\frac12$</ANSWER>", "$\\boxed{0.5}$", "latex", True, True, True),
         ("<ANSWER>$3 = 5$</ANSWER>", "$\\boxed{5}$", "latex", False, True, True),
-        ("<ANSWER>\n72", "72", "number", False, False, True),
+        ("<ANSWER>\n72", "72", "number", False, False, False),
     ],
 )
 def test_where_the_rules_differ(response, reference, kind, strict, training, evaluation):
@@ -170,7 +176,29 @@ def test_where_the_rules_differ(response, reference, kind, strict, training, eva
     assert is_response_correct(response, reference, kind, rules="arm_evaluation") is evaluation
 
 
-def test_arm_evaluates_text_as_in_bbh_and_never_trained_on_it():
+@pytest.mark.parametrize(("source", "right"), [("aime2025", True), ("aime2024", True), ("gsm8k", False)])
+def test_arm_reads_the_last_lines_of_aime_and_of_no_other_numbers(source, right):
+    asked = "So it must be\n72", "72", "number"
+    assert is_response_correct(*asked, rules="arm_evaluation", source=source) is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("barn damp dot", "barn damp dot", True),
+        ("Barn damp dot", "barn damp dot", False),
+        ("(barn damp dot)", "barn damp dot", False),
+        ("] )", "] )", True),
+        (")", "}", False),  # nothing would be left of either
+        ("\\text{] )}", "] )", False),
+    ],
+)
+def test_arm_compares_sorted_words_and_brackets_as_they_are(answer, reference, right):
+    response = f"<ANSWER>{answer}</ANSWER>"
+    assert is_response_correct(response, reference, "text", rules="arm_evaluation") is right
+
+
+def test_arm_evaluates_yes_and_no_as_in_bbh_and_never_trained_on_them():
     for answer, reference in [("\\boxed{\\text{Yes}}", "yes"), ("1", "True"), ("(False)", "false")]:
         assert is_response_correct(f"<ANSWER>{answer}</ANSWER>", reference, "text", rules="arm_evaluation")
     assert not is_response_correct("<ANSWER>0</ANSWER>", "True", "text", rules="arm_evaluation")
@@ -353,7 +381,8 @@ def test_arms_own_rules_reproduce_every_published_flag(published, rules):
     different = [
         key
         for key, row in published.items()
-        if is_response_correct(row["response"], row["reference"], KINDS[key[0]], rules) != row["is_correct"]
+        if is_response_correct(row["response"], row["reference"], KINDS[key[0]], rules, source=key[0])
+        != row["is_correct"]
     ]
     assert different == []
 
