@@ -107,7 +107,9 @@ def test_a_meter_counts_what_every_reply_costs():
         Scripted(lambda r: None if r.seed else "one two"), lambda t: len(t.split()), 9
     )
     assert metered.ask([Request("p", 0.0), Request("p", 0.0, 1)]) == ["one two", None]
-    assert metered.tokens == 11
+    assert metered.costs == [2, 9] == metered.per_question(2) and metered.per_question(1) == [11]
+    with pytest.raises(ValueError, match="2 requests do not belong to 3 questions"):
+        metered.per_question(3)
 
 
 def test_selection_takes_the_medoid_of_the_largest_group():

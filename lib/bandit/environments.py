@@ -38,6 +38,16 @@ class LLMEnvironment:
     samples: int | None = None
 
     def __call__(self, questions: torch.Tensor, actions: torch.Tensor, seed: int) -> torch.Tensor:
+        replies = self.ask(questions, actions, seed)
+        return torch.tensor(
+            [
+                math.nan if reply is None else self.reward(self.questions[index], reply)
+                for index, reply in zip(questions.tolist(), replies, strict=True)
+            ]
+        )
+
+    def ask(self, questions: torch.Tensor, actions: torch.Tensor, seed: int) -> list[str | None]:
+        """The replies alone, None where there is none."""
         chosen = [self.action_space.decode(action) for action in actions.tolist()]
         asked = [self.questions[index] for index in questions.tolist()]
         requests = []
@@ -46,13 +56,7 @@ class LLMEnvironment:
             if self.samples is not None:
                 sample %= self.samples
             requests.append(Request(self.render(question, action), action.temperature, sample))
-        replies = self.llm.ask(requests)
-        return torch.tensor(
-            [
-                math.nan if reply is None else self.reward(question, reply)
-                for question, reply in zip(asked, replies, strict=True)
-            ]
-        )
+        return self.llm.ask(requests)
 
 
 def simulated_surface(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
@@ -57,18 +57,25 @@ def read_reply(reply: str) -> str | None:
 
 @dataclass
 class Metered:
-    """A frozen LLM with a meter: `tokens` adds up `count(reply)`, and `no_reply` for each that is None."""
+    """A frozen LLM with a meter: `costs` lists `count(reply)` of each request, `no_reply` for None."""
 
     llm: LLM
     count: Callable[[str], int]
     no_reply: int = 0
-    tokens: int = 0
+    costs: list[int] = field(default_factory=list)
 
     def ask(self, requests: Sequence[Request]) -> list[str | None]:
         """The replies of the LLM behind it, cached ones counted as well."""
         replies = self.llm.ask(requests)
-        self.tokens += sum(self.no_reply if reply is None else self.count(reply) for reply in replies)
+        self.costs += [self.no_reply if reply is None else self.count(reply) for reply in replies]
         return replies
+
+    def per_question(self, questions: int) -> list[int]:
+        """The tokens of each question, where all were asked in turn with as many requests each."""
+        each, rest = divmod(len(self.costs), questions)
+        if rest:
+            raise ValueError(f"{len(self.costs)} requests do not belong to {questions} questions evenly")
+        return [sum(self.costs[first : first + each]) for first in range(0, len(self.costs), each)]
 
 
 def sample(

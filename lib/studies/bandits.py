@@ -13,6 +13,7 @@ that learn get the same number of answers.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -27,11 +28,13 @@ from lib.bandit.learner import ConfigurationPolicy, choose
 from lib.bandit.rivals import ConfigurationBandit, best_fixed, random_actions, regret
 from lib.bandit.training import BanditConfig, BanditTrainer
 from lib.dial import frozen_llm
+from lib.dial.tasks import dial_task
 from lib.dial.world import Question
 from lib.engines.local import decision_states
 from lib.measure.intervals import mean_interval, seed_interval
 from lib.policies.load import load_policy
 from lib.runs import ROOT, provenance, read_json, write_json
+from lib.tasks import Rollout
 
 RUNS = ROOT / "data" / "reference_runs" / "06_adareasoner"
 SURFACE_RUNS = ROOT / "data" / "reference_runs" / "06_simulated_surface"
@@ -207,6 +210,51 @@ def run_method(name: str, seed: int, config: BanditConfig = DEFAULTS) -> dict[st
     every = [row["reward"] for row in history]
     curve = [round(sum(every[i : i + 20]) / len(every[i : i + 20]), 4) for i in range(0, len(every), 20)]
     return summary_of(name, test, actions) | {"training_reward": curve}
+
+
+def rollouts(
+    method: str,
+    questions: Sequence[Question],
+    answers: Sequence[str | None],
+    tokens: Sequence[int],
+    *,
+    replies: Sequence[str | None] | None = None,
+    seed: int = 0,
+) -> list[Rollout]:
+    """What a method answered to each question, to keep; `replies` are given where each answer is of one."""
+    times: Counter[str] = Counter()
+    found = []
+    for question, answer, cost, reply in zip(
+        questions, answers, tokens, replies or [""] * len(answers), strict=True
+    ):
+        task = dial_task(question).id
+        kept = Rollout(
+            task_id=task,
+            sample=times[task],
+            seed=seed,
+            method=method,
+            mode="prompt",
+            format=None,
+            text=reply or "",
+            answer=answer,
+            correct=answer == question.answer,
+            tokens=cost,
+            truncated=reply is None,
+        )
+        found.append(kept)
+        times[task] += 1
+    return found
+
+
+def over_questions(kept: Sequence[Rollout]) -> pd.DataFrame:
+    """Share right with its 95 % interval over questions, and mean tokens: a row per method."""
+    rows = {}
+    for method in dict.fromkeys(rollout.method for rollout in kept):
+        mine = [rollout for rollout in kept if rollout.method == method]
+        right = pd.Series([rollout.correct for rollout in mine], dtype=float)
+        tokens = sum(rollout.tokens for rollout in mine) / len(mine)
+        rows[method] = (right.mean(), *mean_interval(right), tokens)
+    return pd.DataFrame(rows, index=["mean", "low", "high", "tokens"]).T
 
 
 def read_summaries() -> pd.DataFrame:
