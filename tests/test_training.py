@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.dial import dial_tokenizer, new_dial_model, sample_questions
+from lib.dial import dial_tasks, dial_tokenizer, new_dial_model, sample_questions
 from lib.dial.pretrain import PretrainConfig, pretrain
 from lib.dial.responses import gold_response
 from lib.formats import ReasoningFormat
@@ -27,7 +27,7 @@ ROWS = [
     {"prompt": question.prompt, "completion": gold_response(question, ReasoningFormat.DIRECT)}
     for question in sample_questions(20, seed=0)
 ]
-QUESTIONS = question_rows(sample_questions(4, seed=0, depths=[1]))
+QUESTIONS = question_rows(dial_tasks(4, split="train", seed=0, depths=[1]))
 
 
 @pytest.fixture(scope="module")
