@@ -246,6 +246,7 @@ def _ask(rules: str, prediction: str, reference: str) -> bool:
     if len(prediction) > MAX_LENGTH:
         return False
     process = _take_process()
+    assert process.stdin and process.stdout  # pipes
     reply = ""
     with suppress(BrokenPipeError):
         process.stdin.write(json.dumps([TIME_LIMIT_S, rules, prediction, reference]) + "\n")
@@ -272,7 +273,7 @@ def _take_process() -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,  # Ctrl-C is for the parent
     )
-    if process.stdout.readline() != "ready\n":
+    if process.stdout is None or process.stdout.readline() != "ready\n":
         raise RuntimeError("no process to compare LaTeX could be started: does `import math_verify` work?")
     return process
 

@@ -42,9 +42,10 @@ def test_the_tree_names_what_is_there():
     assert [name for name in named if name != "runs/" and not (ROOT / name).exists()] == []
 
 
-def test_the_tree_names_every_room_of_the_library():
+def test_the_tree_names_every_room_and_file_of_the_library():
+    files = {str(path.relative_to(ROOT)) for path in ROOT.glob("lib/**/*.py") if path.name[:2] != "__"}
     rooms = {f"lib/{path.parent.name}/" for path in ROOT.glob("lib/*/__init__.py")}
-    assert rooms <= set(tree_paths())
+    assert sorted((rooms | files) - set(tree_paths())) == []
 
 
 @pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)

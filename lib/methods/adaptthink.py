@@ -188,7 +188,7 @@ class AdaptThink(Thinking):
 
     def start(self, progress: Progress, size: int, rng: random.Random) -> list[str | None]:
         thinks = THINKS if self.force_start else THINKS_ANYHOW
-        return [SKIPS] * self.skipping + [thinks] * (size - self.skipping)
+        return [*[SKIPS] * self.skipping, *[thinks] * (size - self.skipping)]
 
     def cap(self, mode: str | None, progress: Progress) -> int:
         return self.max_nothinking_length if mode == SKIPS else self.max_completion_length

@@ -21,7 +21,9 @@ from lib.verify import Rules
 Modes = Sequence[Sequence[str | None]]
 Share = Annotated[float, Range(0, 1)]
 Count = Annotated[int, Range(1)]
-DIAL = {  # settings for the dial world: 96 responses a batch, all weights, a few minutes on one core
+DIAL: dict[
+    str, Any
+] = {  # settings for the dial world: 96 responses a batch, all weights, a few minutes on one core
     "batches": 80,
     "micro_batch_size": 96,
     "learning_rate": 4e-4,
@@ -83,7 +85,7 @@ class TrainingConfig:
     """
 
     arguments: ClassVar[type] = trl.GRPOConfig
-    taken: ClassVar[Mapping[str, str]] = {  # TRL's options: what sets them here
+    taken: ClassVar[dict[str, str]] = {  # TRL's options: what sets them here
         "output_dir": "the run's folder",
         "seed": "seed",
         "data_seed": "seed",
@@ -149,7 +151,7 @@ class MethodConfig(TrainingConfig):
     needs: ClassVar[tuple[str, ...]] = ("prompt", "answer", "kind")  # columns of the rows
     own_loss: ClassVar[bool] = False  # whether `loss` takes the place of TRL's
     shown: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy", "tokens": "tokens/mean"}
-    taken: ClassVar[Mapping[str, str]] = TrainingConfig.taken | {
+    taken: ClassVar[dict[str, str]] = TrainingConfig.taken | {
         "max_steps": "batches",
         "num_train_epochs": "batches",
         "generation_batch_size": "prompts",
@@ -217,6 +219,11 @@ class MethodConfig(TrainingConfig):
     def paper(cls, base: str, **changes: Any) -> Self:
         """As the paper has it: the defaults."""
         return cls(base=base, **changes)
+
+    @classmethod
+    def cpu(cls, base: str, **changes: Any) -> Self:
+        """For the dial world."""
+        return cls(base=base, **DIAL | changes)
 
     # ---- hooks ----
 

@@ -64,7 +64,7 @@ def training_arguments(config: MethodConfig, folder: Path, *, watched: int = 0) 
         "save_steps": config.save_every * config.updates,
         "save_total_limit": 1,
     }
-    arguments = trl.GRPOConfig(**options | config.trainer)
+    arguments = trl.GRPOConfig(**options | dict(config.trainer))
     arguments.gradient_accumulation_steps = accumulation_steps(
         config.prompts * config.num_generations,
         config.micro_batch_size * config.updates,

@@ -173,7 +173,7 @@ class GRPO(GroupRelative):
     @classmethod
     def code(cls, base: str, **changes: Any) -> Self:
         """As ARM's released code does it, where that differs from the paper."""
-        released = {
+        released: dict[str, Any] = {
             "rules": "arm_training",
             "kl": "k3_clamped",
             "entropy_coef": 1e-3,

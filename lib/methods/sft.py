@@ -53,7 +53,7 @@ class SFTConfig(TrainingConfig):
     """
 
     arguments: ClassVar[type] = trl.SFTConfig
-    taken: ClassVar[Mapping[str, str]] = TrainingConfig.taken | {
+    taken: ClassVar[dict[str, str]] = TrainingConfig.taken | {
         "num_train_epochs": "epochs",
         "max_steps": "max_steps",
         "warmup_steps": "warmup_share",
@@ -91,7 +91,7 @@ class SFTConfig(TrainingConfig):
         base, and it never led to an answer. After `shows` the base knows what to do, so `<ANSWER>` starts
         there. (One run each: started from its own embedding, direct answers stayed at chance for 300 steps.)
         """
-        small = {
+        small: dict[str, Any] = {
             "lora_rank": 16,
             "learning_rate": 6e-3,
             "max_steps": 350,
@@ -130,14 +130,14 @@ def encode_rows(
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
     """The rows of a JSONL file with `prompt` and `completion`; a ValueError names the first bad line."""
-    rows = []
+    rows: list[dict[str, str]] = []
     for number, row in file_rows(path):
         if isinstance(row, RowError):
             raise ValueError(f"{path}, line {number}: {row}")
         for name in ("prompt", "completion"):
             if not isinstance(row.get(name), str) or not row[name]:
                 raise ValueError(f"{path}, line {number}: {name!r} must be text that is not empty")
-        rows.append(row)
+        rows.append(dict(row))
     return rows
 
 
@@ -157,7 +157,11 @@ def masking_faults(batch: Mapping[str, torch.Tensor], eos_token_id: int) -> list
     end token without loss (as where padding is the end token and is masked by its id).
     """
     documents, labels, ids = document_numbers(batch), batch["labels"], batch["input_ids"]
-    real = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(ids, dtype=bool)
+    real = (
+        batch["attention_mask"].bool()
+        if "attention_mask" in batch
+        else torch.ones_like(ids, dtype=torch.bool)
+    )
     counts = dict.fromkeys(
         (
             "do not end with the end token",
@@ -226,14 +230,16 @@ class SFTTrainer(trl.SFTTrainer):
     def __init__(self, *arguments: Any, weighting: str = "token", **named: Any):
         super().__init__(*arguments, **named)
         self.weighting = weighting
-        self._openings = {
+        self._openings: dict[ReasoningFormat | None, int] = {
             format: len(self.processing_class(format.prefix, add_special_tokens=False).input_ids)
             for format in ReasoningFormat
         }
         self._losses: dict[str, torch.Tensor] = {}  # mode: per format and in all, sum of losses and tokens
         self._tokens, self._since = 0, time.monotonic()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         losses = -outputs.log_probs  # (B, T - 1), 0 where there is no loss
         documents = document_numbers(inputs)
@@ -324,7 +330,7 @@ def make_trainer(
         "metric_for_best_model": "eval_perplexity",
         "greater_is_better": False,
     }
-    arguments = trl.SFTConfig(**options | config.trainer)
+    arguments = trl.SFTConfig(**options | dict(config.trainer))
     arguments.gradient_accumulation_steps = accumulation_steps(
         config.batch_size, config.micro_batch_size, arguments.world_size
     )

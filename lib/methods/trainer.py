@@ -58,13 +58,13 @@ class MethodTrainer(trl.GRPOTrainer):
 
     # ---- responses ----
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *more, **named):
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *more: Any, **named: Any) -> Any:
         plain = super()._generate_single_turn
         if not self.model.training:
-            return plain(prompt_ids, images, multimodal_fields, num_generations, *more, **named)
+            return plain(prompt_ids, *more, **named)
         self._starts = starts = self._draw_starts(len(prompt_ids))
         if set(starts) == {None}:
-            found, log_probs = plain(prompt_ids, images, multimodal_fields, num_generations, *more, **named)
+            found, log_probs = plain(prompt_ids, *more, **named)
             return self._cut(found, log_probs)
         completions: list[list[int]] = [[] for _ in prompt_ids]
         for start in dict.fromkeys(starts):
@@ -119,7 +119,9 @@ class MethodTrainer(trl.GRPOTrainer):
 
     # ---- rewards ----
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
         """Rewards of all processes, (N, 1), shaped where training."""
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if rewards.isnan().any():
@@ -180,7 +182,7 @@ class MethodTrainer(trl.GRPOTrainer):
 
     # ---- advantages and loss ----
 
-    def _generate_and_score_completions(self, inputs):
+    def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """TRL's batch, with the method's advantages, and what its loss asks for."""
         training = self.model.training
         if training:
@@ -194,7 +196,9 @@ class MethodTrainer(trl.GRPOTrainer):
         if training:
             mine = slice(self.accelerator.process_index * len(inputs), None)
             batch["advantages"] = self._advantages(batch["completion_ids"].shape[1], mine)[: len(inputs)]
-        suppressed = training and any(self.reading.opening(s).never for s in set(self._starts or []) - {None})
+        suppressed = training and any(
+            self.reading.opening(start).never for start in set(self._starts or []) if start is not None
+        )
         if self.reading.watched and (suppressed or not training):
             name, token = self.reading.watched
             batch[name] = self._first_log_prob(batch, token)
@@ -233,7 +237,7 @@ class MethodTrainer(trl.GRPOTrainer):
         )
         return log_probs[:, 0]
 
-    def _get_per_token_logps_and_entropies(self, *arguments, **named):
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
         """TRL's; where the KL term is clamped, the policy stands in for the reference beyond the limit.
 
         There k3 is 0 and so is its gradient, as that of the clamped estimate: ARM's, in any of TRL's losses.
@@ -245,7 +249,7 @@ class MethodTrainer(trl.GRPOTrainer):
             self._loss_inputs["ref_per_token_logps"] = torch.where(beyond, log_probs, reference)
         return found
 
-    def _compute_loss(self, model, inputs):
+    def _compute_loss(self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if self.method.own_loss and model.training:
             return self._method_loss(model, inputs)
         self._loss_inputs = dict(inputs)

@@ -68,7 +68,7 @@ class Outcome:
 
 def sft(method: str, seed: int, run: Run) -> Outcome:
     """Notebook 02: dial-base taught the four formats by "qlora", "lora" or "full"."""
-    faster = {"learning_rate": 1e-3} if method == "full" else {}
+    faster: dict[str, Any] = {"learning_rate": 1e-3} if method == "full" else {}
     config = SFTConfig.cpu(weights=method, seed=seed, **faster)
     rows = gold_rows(sample_questions(2400, seed=seed), seed=seed, sft_share=SFT_SHARE)
     validation_rows = gold_rows(sample_questions(64, seed=seed, split="validation"), seed=seed)
@@ -92,7 +92,8 @@ ADA_GRPO: dict[str, dict[str, Any]] = {
     "no_decay": {"decay": False},
     "constant_rate": {"cooldown": 0.0},
     "hard_only": {},  # the same on hard questions alone
-} | {f"without_{format}": {"without": format.value} for format in ReasoningFormat}
+    **{f"without_{format}": {"without": format.value} for format in ReasoningFormat},
+}
 
 
 def ada_grpo(method: str, seed: int, run: Run) -> Outcome:
@@ -179,8 +180,9 @@ def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
         model, tokenizer, facts = thinking_baseline(method, seed, run)
     else:
         rows, watched = thinking_training_rows(seed, beyond=method == "beyond_reach")
-        config = thinking_config(method, seed)
-        model, tokenizer, facts = fit(config, rows, run, validation_rows=watched, say=print)
+        model, tokenizer, facts = fit(
+            thinking_config(method, seed), rows, run, validation_rows=watched, say=print
+        )
     options: dict[str, Any] = {"read": read_thinking, "temperature": 1.0, "seed": seed}
     options |= {"prefix": CLOSE, "mode": NOTHINKING} if method == "nothinking" else {}
     sets = {
