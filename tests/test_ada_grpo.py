@@ -415,6 +415,7 @@ def test_a_run_resumes_to_the_same_weights(config):
 # ---- several processes -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_group_split_over_two_processes_is_one_group(config, tmp_path):
     """Each process holds half of every group: advantages, metrics and weights are those of one process."""
     call = {"base": config.base, "folder": str(tmp_path), "changes": {"normaliser": "group"}}
@@ -427,6 +428,7 @@ def test_a_group_split_over_two_processes_is_one_group(config, tmp_path):
     assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_nf4_and_lora_on_a_random_qwen(tmp_path, processes):
     call = {"folder": str(tmp_path / "run")}

@@ -591,6 +591,7 @@ def test_what_cannot_work_is_refused_before_training(base, rows, tmp_path):
             tiny(base, **wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [4, 3])
 def test_one_and_two_processes_agree(base, rows, tmp_path, prompts):
     """The same prompts, greedy responses and plain gradient descent: the same weights.
@@ -638,6 +639,7 @@ def qwen(tmp_path_factory):
     return save_qwen(qwen3(), tmp_path_factory.mktemp("qwen") / "tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_real_architecture_trains_in_nf4(qwen, tmp_path, processes):
     tokenizer = load_policy(qwen)[1]
@@ -773,6 +775,7 @@ def asked(policy, prefix="", count=600, **choice):
     return table.assign(nothinking=table["format"] == NOTHINKING).set_index("depth").sort_index()
 
 
+@pytest.mark.slow
 def test_the_shipped_thinker_always_thinks_and_could_do_without():
     model, tokenizer = policy = load_policy("dial-thinker")
     tasks = thinking_tasks(dial_tasks(300, seed=30), tokenizer)
@@ -786,6 +789,7 @@ def test_the_shipped_thinker_always_thinks_and_could_do_without():
     assert skips.loc[1:6, "correct"].mean() >= 0.97 and skips.loc[8:, "correct"].mean() <= 0.4
 
 
+@pytest.mark.slow
 def test_the_shipped_adaptive_model_skips_what_is_easy_and_thinks_where_it_must():
     given = asked(load_policy("dial-adaptthink"))
     assert given.loc[1:2, "nothinking"].mean() >= 0.9 and given.loc[9:, "nothinking"].mean() <= 0.15

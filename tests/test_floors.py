@@ -1,8 +1,10 @@
 """The floors of the library: no import goes upwards or in a circle, and only studies know the dial."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 from lib.runs import ROOT
 
@@ -20,3 +22,9 @@ def test_every_room_has_its_floor():
     rooms = {path.parent.name for path in ROOT.glob("lib/*/__init__.py")}
     layers = settings.split("layers = [")[1].split("\n]")[0]
     assert sorted(name for name in modules | rooms if f"lib.{name}" not in layers) == []
+
+
+def test_functions_have_the_size_of_formulas():
+    trees = [ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in ROOT.glob("lib/**/*.py")]
+    sizes = [n.end_lineno - n.lineno + 1 for tree in trees for n in tree if isinstance(n, ast.FunctionDef)]
+    assert median(sizes) <= 10

@@ -72,6 +72,7 @@ def test_output_comes_line_by_line_while_the_processes_run():
     assert "a warning" in shown.getvalue()  # what goes to stderr is for the reader too
 
 
+@pytest.mark.slow
 def test_accelerate_reads_its_config_file_and_may_not_start_fewer(tmp_path, monkeypatch):
     file = tmp_path / "accelerate.yaml"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

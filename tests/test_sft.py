@@ -382,6 +382,7 @@ CHILD = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_with_the_same_next_loss(config, tmp_path):
     torch.set_num_threads(1)
     straight = start_run("straight", "cpu", {})
@@ -496,6 +497,7 @@ def test_a_bad_line_of_the_rows_is_named(tmp_path):
         read_rows(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["token", "response"])
 def test_two_processes_take_the_steps_of_one(config, tmp_path, weighting, monkeypatch):
     """The same batches, shared out: the sums over tokens and responses are those of one process."""
