@@ -240,6 +240,12 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write rows as JSONL for other processes to read; gives the path as text."""
+    write_atomically(path, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
+    return str(path)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write text beside the target and rename it: the old file or the new one, never half of one."""
     with _explained(path):

@@ -161,6 +161,15 @@ def test_the_reward_by_three_rules():
     assert accuracy_reward(is_right("arm_evaluation"))(**texts, **row) == [1, 1, 1, 0]
 
 
+def test_the_code_preset_reads_and_counts_as_the_released_code():
+    config = AdaGRPO.code("x")
+    assert (config.batches, config.schedule, config.rules) == (170, "code", "arm_training")
+    after_a_break = "\n<COT>\nJot 3\n</COT>\n<ANSWER>\n4\n</ANSWER>"
+    for rules, mode in (("arm_training", None), ("strict", "short_cot")):
+        reading = FormatReading(dial_tokenizer(), AdaGRPO.cpu("x", rules=rules))
+        assert reading.mode([], after_a_break) == mode and reading.mode([], after_a_break.lstrip()) == S
+
+
 def test_the_hook_scales_by_progress_and_ablates():
     letters, ok = "LLKD", torch.tensor([[1.0, 1.0, 1.0, 1.0]])
     group = Group(ok, torch.ones(1, 4), [[LETTERS[x] and LETTERS[x].value for x in letters]])

@@ -16,7 +16,7 @@ from lib.dial import dial_task, dial_tasks, dial_tokenizer, new_dial_model, samp
 from lib.dial.thinker import thinker_rows
 from lib.engines import launch
 from lib.engines.ask import ask
-from lib.methods import METHODS
+from lib.methods import METHODS, adaptthink
 from lib.methods.adaptthink import (
     VARIANTS,
     AdaptThink,
@@ -735,7 +735,8 @@ def config_of(profile):
     values |= resolve_parameters(path, profile, {})
     cells = nbformat.read(path, as_version=4).cells
     cell = next(cell for cell in cells if "config" in cell.metadata.get("tags", []))
-    exec(cell.source, names := values | {"AdaptThink": AdaptThink})
+    names = values | {"adaptthink": adaptthink, "DIAL": values["TRAIN_SOURCES"] == ["dial"]}
+    exec(cell.source, names)
     return names["config"]
 
 

@@ -23,17 +23,13 @@ from lib.dial import dial_tokenizer, gold_response, new_dial_model, sample_quest
 from lib.engines import launch
 from lib.formats import ReasoningFormat, render_response
 from lib.methods.sft import (
-    IGNORED,
     OPENING_WEIGHT,
     SFTConfig,
-    encode,
-    encode_rows,
     loss_weights,
     make_trainer,
-    masking_faults,
-    read_rows,
     train_sft,
 )
+from lib.methods.sft_rows import IGNORED, encode, encode_rows, masking_faults, read_rows
 from lib.methods.training import accumulation_steps
 from lib.policies.adapters import add_lora, merge_adapter, merge_damage, start_embeddings
 from lib.policies.load import load_policy
@@ -155,7 +151,7 @@ def test_a_faulty_first_batch_stops_training(config, monkeypatch):
         ids = encode(row, tokenizer)["input_ids"]
         return {"input_ids": ids, "labels": ids}
 
-    monkeypatch.setattr("lib.methods.sft.encode", unmasked)
+    monkeypatch.setattr("lib.methods.sft_rows.encode", unmasked)
     with pytest.raises(ValueError, match=r"16 of 16 rows have loss on their first token"):
         train_sft(config, ROWS, VALIDATION, start_run("a", "cpu", {}))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lib.formats import ReasoningFormat, detect_format
+from lib.formats import ReasoningFormat, detect_format, parse_response_like_arm
 from lib.methods.base import MethodConfig
 from lib.thinking import NOTHINKING, THINKING, ModeTokens, is_solution_right
 from lib.verify import is_response_correct
@@ -37,7 +37,8 @@ class FormatReading:
         return is_response_correct(text, answer, kind, self.rules)
 
     def mode(self, ids: Sequence[int], text: str) -> str | None:
-        found = detect_format(text)
+        like_arm = self.rules == "arm_training"  # there a line break before the tag is no format
+        found = parse_response_like_arm(text).format if like_arm else detect_format(text)
         return found and found.value
 
     def opening(self, mode: str) -> Opening:

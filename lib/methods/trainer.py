@@ -127,8 +127,7 @@ class MethodTrainer(trl.GRPOTrainer):
         if rewards.isnan().any():
             raise ValueError("the reward function gave None: a method needs a reward for every completion")
         rows = self._gathered(inputs, completions, completion_ids_list)
-        rows["accuracy"] = rewards[:, 0].tolist()
-        self._log_rows(rows)
+        self._log_rows(pd.DataFrame(rows).assign(accuracy=rewards[:, 0].tolist()))
         if not self.model.training:
             return rewards
         self._group, size = self._grouped(rows, rewards), self.num_generations
@@ -140,8 +139,8 @@ class MethodTrainer(trl.GRPOTrainer):
 
     def _gathered(
         self, inputs: Sequence[Mapping[str, Any]], texts: Sequence[Any], ids: Sequence[Sequence[int]]
-    ) -> pd.DataFrame:
-        """A row for each response of all processes."""
+    ) -> list[dict[str, Any]]:
+        """What is known of each response of all processes."""
         ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
         starts = self._starts if self._starts and self.model.training else [None] * len(ids)
         rows = []
@@ -150,20 +149,21 @@ class MethodTrainer(trl.GRPOTrainer):
             found = {"mode": mode, "forced": forced, "tier": row.get("tier"), "tokens/mean": len(tokens)}
             found |= {"truncated": tokens[-1] not in ends, **self.reading.shares(mode, tokens)}
             rows.append(found | {name: row.get(column) for name, column in COLUMNS.items()})
-        return pd.DataFrame(gather_object(rows))
+        return gather_object(rows)
 
-    def _grouped(self, rows: pd.DataFrame, rewards: torch.Tensor) -> Group:
-        size = self.num_generations
+    def _grouped(self, rows: Sequence[Mapping[str, Any]], rewards: torch.Tensor) -> Group:
+        size, device = self.num_generations, rewards.device
         modes, forced = (
-            [column[i : i + size] for i in range(0, len(rows), size)]
-            for column in (rows["mode"].tolist(), rows["forced"].tolist())
+            [[row[name] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
+            for name in ("mode", "forced")
         )
-        given = [name for name in COLUMNS if rows[name].notna().all()]
+        values = {name: [row[name] for row in rows[::size]] for name in COLUMNS}
         columns = {
-            name: torch.tensor(rows[name].tolist()[::size], device=rewards.device, dtype=rewards.dtype)
-            for name in given
+            name: torch.tensor(column, device=device, dtype=rewards.dtype)
+            for name, column in values.items()
+            if None not in column
         }
-        length = torch.tensor(rows["tokens/mean"].tolist(), device=rewards.device).view(-1, size)
+        length = torch.tensor([row["tokens/mean"] for row in rows], device=device).view(-1, size)
         return Group(rewards[:, 0].view(-1, size), length, modes, forced, **columns)
 
     def _log_rows(self, rows: pd.DataFrame) -> None:

@@ -1,0 +1,91 @@
+"""Rows for supervised fine-tuning: read, encoded with labels, and checked for what would mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from lib.sources.files import RowError, file_rows
+
+IGNORED = -100  # the label of a token without loss
+
+
+def encode(row: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Token ids and labels of a row: no loss on the prompt, loss on the completion and the end token."""
+    prompt = tokenizer(row["prompt"]).input_ids
+    response = tokenizer(row["completion"], add_special_tokens=False).input_ids
+    response = [*response, tokenizer.eos_token_id]
+    return {"input_ids": prompt + response, "labels": [IGNORED] * len(prompt) + response}
+
+
+def encode_rows(
+    rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Dataset:
+    """All rows encoded, without those that are too long: half a response would teach not to end."""
+    encoded = (encode(row, tokenizer) for row in rows)
+    kept = [row for row in encoded if len(row["input_ids"]) <= max_length]
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} rows fits into {max_length} tokens")
+    return Dataset.from_list(kept)
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a JSONL file with `prompt` and `completion`; a ValueError names the first bad line."""
+    rows: list[dict[str, str]] = []
+    for number, row in file_rows(path):
+        if isinstance(row, RowError):
+            raise ValueError(f"{path}, line {number}: {row}")
+        for name in ("prompt", "completion"):
+            if not isinstance(row.get(name), str) or not row[name]:
+                raise ValueError(f"{path}, line {number}: {name!r} must be text that is not empty")
+        rows.append(dict(row))
+    return rows
+
+
+def document_numbers(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The document each token of a batch belongs to, (B, T): its row, or where packed positions restart."""
+    labels = batch["labels"]
+    if "position_ids" in batch:
+        starts = (batch["position_ids"] == 0).flatten()
+        return (starts.cumsum(0) - 1).view_as(labels)
+    return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+
+
+def masking_faults(batch: Mapping[str, torch.Tensor], eos_token_id: int) -> list[str]:
+    """What is wrong with the labels of a batch, in words; nothing in a sound one.
+
+    Three faults let training look well and spoil the model: loss on the prompt, no end token, and an
+    end token without loss (as where padding is the end token and is masked by its id).
+    """
+    documents, labels, ids = document_numbers(batch), batch["labels"], batch["input_ids"]
+    real = (
+        batch["attention_mask"].bool()
+        if "attention_mask" in batch
+        else torch.ones_like(ids, dtype=torch.bool)
+    )
+    counts = dict.fromkeys(
+        (
+            "do not end with the end token",
+            "have no loss on their last token",
+            "have loss on their first token, so on the prompt",
+            "have loss on padding",
+        ),
+        0,
+    )
+    numbers = documents.unique().tolist()
+    for number in numbers:
+        mine = documents == number
+        tokens, targets = ids[mine & real], labels[mine & real]
+        wrong = (
+            tokens[-1] != eos_token_id,
+            targets[-1] == IGNORED,
+            targets[0] != IGNORED,
+            (labels[mine & ~real] != IGNORED).any(),
+        )
+        for fault, is_wrong in zip(counts, wrong, strict=True):
+            counts[fault] += bool(is_wrong)
+    return [f"{count} of {len(numbers)} rows {fault}" for fault, count in counts.items() if count]

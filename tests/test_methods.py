@@ -1,0 +1,297 @@
+"""Every method alike: its fields, its hooks on one toy group, its presets, and what the one trainer does."""
+
+import random
+import typing
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args, get_origin
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from lib.checked import Range
+from lib.dial import dial_tasks, dial_tokenizer, new_dial_model
+from lib.methods import METHODS, find_method, from_json
+from lib.methods.base import Group, Progress
+from lib.methods.fit import build, fit, load_trained
+from lib.methods.grpo import GRPO, group_relative_advantages
+from lib.methods.sft import SFTConfig
+from lib.policies.save import save_policy
+from lib.runs import Run
+from lib.tasks import task_rows
+from lib.thinking import NOTHINKING, THINKING, thinking_tasks
+
+CONFIGS = [*METHODS.values(), SFTConfig]
+PRESETS = [(n, p) for n, method in METHODS.items() for p in ("paper", "code", "cpu") if hasattr(method, p)]
+BEGUN = Progress(0, 10)
+
+
+def preset(name, kind, **changes):
+    return getattr(METHODS[name], kind)(**{"base": "dial-sft"} | changes)
+
+
+# ---- fields ------------------------------------------------------------------------------------
+
+
+def refused_values(annotation):
+    """Values that an annotation does not allow: of another type, and beyond each end of its range."""
+    yield object()
+    origin = get_origin(annotation)
+    if origin is Literal:
+        yield from ("nonsense", get_args(annotation)[0].upper() + "?")
+    elif annotation in (int, float, bool) or origin is typing.Annotated:
+        yield from ("3", None, float("nan"))
+    if origin is typing.Annotated:
+        for rule in annotation.__metadata__:
+            if isinstance(rule, Range):
+                ends = (rule.low, -1), (rule.high, 1), (rule.above, 0), (rule.below, 0)
+                yield from (end + step for end, step in ends if end is not None)
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+def test_every_field_refuses_what_it_does_not_allow(kind):
+    sound = kind.cpu("dial-sft")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        for value in refused_values(hints[field.name]):
+            with pytest.raises(ValueError, match=rf"{kind.__name__}\.{field.name} takes .*, got"):
+                replace(sound, **{field.name: value})
+        with pytest.raises(ValueError, match=f"has no field '{field.name}_'; did you mean '{field.name}'"):
+            kind.cpu("dial-sft", **{f"{field.name}_": 1})
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+def test_options_of_trl_are_checked_by_name_type_and_owner(kind):
+    assert kind.cpu("dial-sft", trainer={"max_grad_norm": 0.5}).trainer == {"max_grad_norm": 0.5}
+    for name, setter in kind.taken.items():
+        with pytest.raises(ValueError, match=rf"trainer: '{name}' is set by {setter}"):
+            kind.cpu("dial-sft", trainer={name: 1})
+    with pytest.raises(ValueError, match="no option 'max_grad_nrom'; did you mean 'max_grad_norm'"):
+        kind.cpu("dial-sft", trainer={"max_grad_nrom": 1.0})
+    with pytest.raises(ValueError, match=r"trainer\['max_grad_norm'\] takes a finite number, got 'x'"):
+        kind.cpu("dial-sft", trainer={"max_grad_norm": "x"})
+
+
+def test_what_does_not_go_together_is_refused():
+    for changes, message in (
+        ({"micro_batch_size": 5}, "make it a multiple of 5"),
+        ({"lr_scheduler_type": "linear"}, "cooldown needs lr_scheduler_type 'constant'"),
+        ({"normaliser": "group", "trainer": {"loss_type": "cispo"}}, "loss_type in trainer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GRPO.cpu(**changes)
+    with pytest.raises(ValueError, match="shortest must be at most longest"):
+        METHODS["l1_exact"].cpu(shortest=500)
+
+
+def test_a_misspelt_method_is_refused_with_the_list():
+    with pytest.raises(ValueError, match=r"'adagrpo'; did you mean 'ada_grpo'.*adaptthink.*l1_max"):
+        find_method("adagrpo")
+
+
+@pytest.mark.parametrize(("name", "kind"), PRESETS)
+def test_a_preset_survives_json(name, kind):
+    config = preset(name, kind)
+    assert from_json(config.as_json()) == config
+
+
+# ---- golden values on one group: N ok, N bad, N bad, N ok, T 40 ok, T 40 ok, T 44 ok, T 60 bad -------------
+
+TOY = Group(
+    ok=torch.tensor([[1.0, 0, 0, 1, 1, 1, 1, 0]]),
+    length=torch.tensor([[5, 5, 5, 5, 40, 40, 44, 60]]),
+    mode=[[NOTHINKING] * 4 + [THINKING] * 4],
+    reference=torch.tensor([0.75]),
+    budget=torch.tensor([40.0]),
+)
+PLACES = [0, 1, 4, 6, 7]  # N ok, N bad, T40 ok, T44 ok, T60 bad
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "rewards", "advantages"),
+    [
+        ("grpo", {}, [1, 0, 1, 1, 0], [0.7246, -1.2076, 0.7246, 0.7246, -1.2076]),
+        ("adaptthink", {}, [1, 0, 1, 1, 0], [0.30, -0.70, 0.25, 0.25, -0.75]),
+        ("l1_exact", {}, [0.65, -0.35, 1, 0.96, -0.2], None),
+        ("l1_max", {}, [0.85, 0, 0.5, 0.46, 0], None),
+        ("l1_max", {"slope": "code"}, [0.675, 0, 0.5, 0.48, 0], None),
+        (
+            "arora_zanette",
+            {"alpha": 0.2},
+            [0.9544, 0, 0.8646, 0.8553, 0],
+            [0.4489, -0.6419, 0.3462, 0.3355, -0.6419],
+        ),
+    ],
+)
+def test_golden_values(name, changes, rewards, advantages):
+    method = METHODS[name].cpu(**changes)
+    found = method.shape_batch(method.shape_group(TOY, BEGUN), TOY)
+    assert found[0, PLACES].tolist() == pytest.approx(rewards, abs=1e-4)
+    first, rest = method.advantage(found, TOY, BEGUN).unbind(-1)
+    assert torch.equal(first, rest)
+    if advantages:
+        assert first[0, PLACES].tolist() == pytest.approx(advantages, abs=2e-4)
+
+
+def test_l1_by_hand():
+    """n_gold 100, n 140: .988 exact, .488 by the paper's L1-Max, .494 by the code's."""
+    group = replace(TOY, ok=torch.ones(1, 1), length=torch.tensor([[140]]), budget=torch.tensor([100.0]))
+    found = [
+        METHODS[name].paper(**changes).shape_group(group, BEGUN).item()
+        for name, changes in (("l1_exact", {}), ("l1_max", {}), ("l1_max", {"slope": "code"}))
+    ]
+    assert found == pytest.approx([0.988, 0.488, 0.494], abs=1e-6)
+
+
+def test_l1_asks_for_a_budget_in_the_question():
+    (row,) = task_rows(dial_tasks(1, seed=0))
+    method = METHODS["l1_exact"].cpu()
+    asked = method.rewrite(row, random.Random(1), BEGUN)
+    assert asked == method.rewrite(row, random.Random(1), BEGUN) and 8 <= asked["budget"] <= 120
+    assert f"{row['question']} Think for {asked['budget']} tokens." in asked["prompt"]
+    assert method.rewrite(row | {"budget": 33}, random.Random(1), BEGUN)["budget"] == 33
+
+
+def test_a_single_right_answer_costs_half_of_alpha():
+    ok, length = torch.tensor([[1.0, 0, 0]]), torch.tensor([[9, 9, 9]])
+    group = Group(ok, length, [[THINKING] * 3])
+    found = METHODS["arora_zanette"].cpu(alpha=0.2).shape_group(group, BEGUN)
+    assert found[0].tolist() == pytest.approx([0.9, 0, 0])
+
+
+# ---- presets -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    save_policy(new_dial_model(seed=0, layers=2, width=64), dial_tokenizer(), folder)
+    return str(folder)
+
+
+def rows_for(config, count=6):
+    tasks = dial_tasks(count, split="train", seed=0, depths=[1, 2])
+    thinks = config.reading == "thinking"
+    rows = task_rows(thinking_tasks(tasks, dial_tokenizer()) if thinks else tasks)
+    return [row | {"reference_accuracy": 0.5} for row in rows]
+
+
+def tiny(name, kind, base):
+    """A preset with its sizes cut and nothing else changed."""
+    config = preset(name, kind, base=base)
+    small = {"batches": 3, "prompts": 2, "num_generations": 4, "max_completion_length": 12}
+    small |= {"micro_batch_size": 8 // config.updates, "thinking_start": "Okay", "save_every": 3}
+    small |= {"max_nothinking_length": 6} if name == "adaptthink" else {}
+    return getattr(METHODS[name], kind)(**{"base": base} | small)
+
+
+def parity(completion_ids, **others):
+    """No answer of a random model is right: reward what can differ."""
+    return [float(ids[-1] % 2) for ids in completion_ids]
+
+
+@pytest.mark.parametrize(("name", "kind"), PRESETS)
+def test_every_preset_of_every_method_takes_three_steps(base, tmp_path, name, kind):
+    config = tiny(name, kind, base)
+    run, rows = Run(tmp_path, {}), rows_for(config)
+    _, _, facts = fit(config, rows, run, validation_rows=rows[:2], stop_at=3, reward=parity)
+    assert facts["steps"] == 3 and facts["config"]["method"] == name
+    logged = [row for row in run.metrics() if "loss" in row]
+    assert [row["step"] for row in logged] == [1, 2, 3] and any(row["grad_norm"] for row in logged)
+    assert {"accuracy", "truncated", "easy/tokens/mean"} <= logged[0].keys()
+
+
+# ---- the trainer -------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_loaded_and_its_card_names_the_base(base, tmp_path):
+    config, run = tiny("grpo", "cpu", base), Run(tmp_path, {})
+    model, _, facts = fit(config, rows_for(config), run)
+    again, _, found = fit(config, rows_for(config), run)
+    assert found == facts
+    for policy in (again, load_trained(config, run)[0]):
+        for name, weight in policy.state_dict().items():
+            assert torch.equal(weight.cpu(), model.state_dict()[name].cpu())
+    card = ModelCard.load(run.checkpoint / "README.md")
+    assert card.data.base_model == base and "grpo" in card.data.tags
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTokenFirst(GRPO):
+    """The first token counts in full, the others by 1 / length; the group's mean for the first alone."""
+
+    def advantage(self, rewards, group, progress):
+        first = group_relative_advantages(rewards)
+        return torch.stack([first, 2 * rewards - 1], dim=-1)
+
+    def token_weights(self, group, progress):
+        return torch.stack([torch.ones_like(group.ok), 1 / group.length], dim=-1) / group.ok.numel()
+
+
+def test_tokens_have_their_own_advantage_and_weight_whatever_the_micro_batch(base, tmp_path):
+    sizes = {
+        "batches": 1,
+        "prompts": 2,
+        "num_generations": 4,
+        "max_completion_length": 12,
+    }
+    gradients = []
+    for size in (8, 2):
+        config = FirstTokenFirst.cpu(base, **sizes, micro_batch_size=size, learning_rate=1e-9)
+        trainer = build(config, rows_for(config), Run(tmp_path / str(size), {}), reward=parity)
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+        inputs = next(iter(trainer.get_train_dataloader()))
+        batch = trainer._generate_and_score_completions(inputs)
+        for start in range(0, 8, size):
+            micro = {k: v[start : start + size] if v.dim() else v for k, v in batch.items()}
+            trainer._compute_loss(trainer.model, micro).backward()
+        gradients.append([p.grad.clone() for p in trainer.model.parameters()])
+    for whole, split in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, split, rtol=1e-4, atol=1e-7)
+    mask = batch["completion_mask"]
+    pairs = zip(batch["completion_ids"], mask.bool(), strict=True)
+    ok = torch.tensor(parity([ids[real].tolist() for ids, real in pairs]))
+    first = group_relative_advantages(ok.view(2, 4)).flatten()
+    expected = (2 * ok - 1)[:, None] / mask.sum(1, keepdim=True) / 8 * mask
+    expected[:, 0] = first / 8
+    constant = 8 * 12  # rollouts of a batch times the longest length: what the loss divides by
+    torch.testing.assert_close(batch["advantages"] * mask, expected * constant)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfDirect(GRPO):
+    """Half of a group must be direct; long CoT is cut early, and every prompt asks politely."""
+
+    def rewrite(self, row, rng, progress):
+        return row | {"prompt": row["prompt"].replace("Human:", "Human: +1", 1)}
+
+    def start(self, progress, size, rng):
+        return ["direct"] * (size // 2) + [None] * (size - size // 2)
+
+    def cap(self, mode, progress):
+        return {"direct": 6, None: 9}.get(mode, 12)
+
+
+def test_hooks_act_in_training_and_are_off_in_evaluation(base, tmp_path):
+    sizes = {"batches": 1, "prompts": 2, "num_generations": 4, "max_completion_length": 12}
+    config = HalfDirect.cpu(base, **sizes, micro_batch_size=8)
+    trainer = build(config, rows_for(config), Run(tmp_path, {}))
+    inputs = next(iter(trainer.get_train_dataloader()))
+    tag = dial_tokenizer()("<ANSWER>\n", add_special_tokens=False).input_ids
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(inputs)
+    opens = [ids[: len(tag)].tolist() == tag for ids in batch["completion_ids"]]
+    assert opens[:2] == opens[4:6] == [True, True]
+    lengths = batch["completion_mask"].sum(1).tolist()
+    modes = [mode for group in trainer._group.mode for mode in group]
+    caps = [config.cap(mode, BEGUN) for mode in modes]
+    assert all(length <= cap for length, cap in zip(lengths, caps, strict=True))
+    assert {6, 9} <= set(lengths) and modes.count("direct") >= 4 and None in modes
+    assert trainer._group.forced == [["direct", "direct", None, None]] * 2
+    prompts = trainer.processing_class.batch_decode(batch["prompt_ids"])
+    assert all("Human: +1" in prompt for prompt in prompts)
+    trainer.model.eval()
+    batch = trainer._generate_and_score_completions(inputs)
+    assert batch["completion_mask"].sum(1).max() == 12
+    assert not any("Human: +1" in p for p in trainer.processing_class.batch_decode(batch["prompt_ids"]))
