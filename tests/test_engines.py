@@ -25,6 +25,7 @@ from lib.formats import ReasoningFormat
 from lib.methods.rewards import accuracy_reward
 from lib.policies.load import CHECKPOINTS
 from lib.tasks import task_rows
+from lib.verify import is_response_correct
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_the_kind_of_a_task_reaches_measuring_and_training_alike(world):
     rows = task_rows(tasks)
     gold = [gold_response(parse_question(task.question), ReasoningFormat.DIRECT) for task in tasks]
     columns = {name: [row[name] for row in rows] for name in ("answer", "kind")}
-    assert accuracy_reward()(completions=gold, **columns) == [1.0] * 12
+    assert accuracy_reward(is_response_correct)(completions=gold, **columns) == [1.0] * 12
     scored = [
         score(task, Response(text, 4, False), read_tagged, sample=0, seed=0, method="", mode="")
         for task, text in zip(tasks, gold, strict=True)
