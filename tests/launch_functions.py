@@ -277,3 +277,57 @@ def adaptthink_nf4(config: dict[str, Any]) -> dict[str, Any]:
     )
     run = Run(Path(config["folder"]), {})
     return fit(settings, config["rows"], run, validation_rows=config["rows"][:2])[2]
+
+
+def trimmed_step(config: dict[str, Any]) -> dict[str, Any]:
+    """A step on 16 responses: those of the first half are short, those of the second are long."""
+    import trl
+    from datasets import Dataset
+
+    from lib.dial import dial_tokenizer, new_dial_model
+    from lib.methods.trimming import TrimmingTrainer
+
+    processes, passes = int(os.environ.get("WORLD_SIZE", "1")), []
+
+    def speak(prompts: list[str], trainer: TrimmingTrainer) -> dict[str, Any]:
+        first = trainer.accelerator.process_index * len(prompts)
+        lengths = [
+            5 + place if place < 8 else 100 + 10 * place for place in range(first, first + len(prompts))
+        ]
+        completions = [[2 + place % 50 for place in range(length)] for length in lengths]
+        return {
+            "prompt_ids": trainer.processing_class(prompts).input_ids,
+            "completion_ids": completions,
+            "logprobs": None,
+        }
+
+    class Counted(TrimmingTrainer):
+        def _passes(self, *arguments):
+            found = super()._passes(*arguments)
+            passes.append(len(found))
+            return found
+
+    arguments = trl.GRPOConfig(
+        f"{config['folder']}/{processes}",
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        disable_tqdm=True,
+        per_device_train_batch_size=16 // processes,
+        num_generations=4,
+        max_completion_length=400,
+        max_steps=1,
+        logging_steps=1,
+        gradient_checkpointing=False,
+    )
+    trainer = Counted(
+        model=new_dial_model(seed=0),
+        reward_funcs=lambda completion_ids, **others: [float(len(ids) % 3) for ids in completion_ids],
+        args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": f"{number} + 1"} for number in range(4)]),
+        processing_class=dial_tokenizer(),
+        rollout_func=speak,
+    )
+    trainer.train()
+    counts = trainer.accelerator.gather(torch.tensor([passes[0]])).tolist()
+    return {"passes": counts, "gradient": trainer.state.log_history[0]["grad_norm"]}
