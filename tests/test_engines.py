@@ -19,7 +19,7 @@ from lib.dial import (
 )
 from lib.engines.ask import Response, ask, load_engine, read_tagged, respond, score
 from lib.engines.base import Completion, Kept, Request, Sampling
-from lib.engines.local import TransformersEngine, cut
+from lib.engines.local import TransformersEngine
 from lib.engines.server import ServerEngine, ServerError
 from lib.formats import ReasoningFormat
 from lib.methods.rewards import accuracy_reward
@@ -48,19 +48,6 @@ def test_batching_and_padding_change_nothing_and_the_prefix_counts(engine):
         assert response.text.startswith("<COT>\n")
         assert response.tokens == 6 if response.truncated else response.tokens <= 6
     assert respond(engine, []) == []
-
-
-def test_a_batch_holds_so_many_tokens_and_no_more(engine):
-    requests = [Request(tuple(range(n)), max_new_tokens=10) for n in (50, 10, 10, 30, 80)]
-    batches = TransformersEngine(engine.model, engine.tokenizer, batch_tokens=80)._batches(requests)
-    assert list(batches) == [[1, 2], [3], [0], [4]]  # a request alone may be larger than a batch
-
-
-def test_a_completion_ends_at_its_end_or_its_cap():
-    request = Request((1,), forced_ids=(7,), max_new_tokens=3)
-    assert cut(request, [5, 0, 9, 9], {0, 2}) == Completion((7, 5, 0), truncated=False)
-    assert cut(request, [5, 2, 0, 9], {0, 2}) == Completion((7, 5, 2), truncated=False)
-    assert cut(request, [5, 5, 5, 0], {0, 2}) == Completion((7, 5, 5, 5), truncated=True)
 
 
 def test_sampling_is_seeded(engine):

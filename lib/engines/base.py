@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; temperature 0 is greedy. The seed holds for a whole call."""
+    """How tokens are drawn; temperature 0 is greedy. Each request makes a seed of its own from `seed`."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -58,6 +59,21 @@ class Engine(Protocol):
         """One completion for each request, in order."""
 
 
+def request_seeds(requests: Sequence[Request], seed: int) -> list[int]:
+    """A seed of 128 bits for each request, from `seed` and the request alone; equal requests are numbered.
+
+    So a completion does not depend on what else is asked in the same call.
+    """
+    seen: Counter[tuple[Any, ...]] = Counter()
+    seeds = []
+    for one in requests:
+        name = (one.key, one.prompt_ids, one.forced_ids)
+        digest = hashlib.sha256(repr((seed, name, seen[name])).encode()).digest()
+        seeds.append(int.from_bytes(digest[:16], "big"))
+        seen[name] += 1
+    return seeds
+
+
 # ---- what was generated is not generated again -------------------------------------------------
 
 
@@ -87,34 +103,34 @@ class KeptLines:
 class Kept:
     """An engine whose completions are kept in a file, by task id, sample and all else that was asked.
 
-    A call that was killed goes on where it was: `at_once` requests are generated and stored at a time. The
-    seed of each such part is one higher, so a call that fits into one part draws what the engine alone would.
+    A call that was killed goes on where it was: `at_once` requests are generated and stored at a time. Since
+    each request has a seed of its own, all draw what the engine alone would. Log-probs are not kept.
     """
 
     def __init__(self, engine: Engine, path: Path, *, at_once: int = 4096):
         self.engine, self.tokenizer, self.at_once = engine, engine.tokenizer, at_once
         self.lines = KeptLines(path)
-        self.known: dict[str, Completion] = {row.pop("digest"): _completion(row) for row in self.lines.read()}
+        self.known = {
+            row["digest"]: Completion(tuple(row["ids"]), row["truncated"]) for row in self.lines.read()
+        }
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order; only those that are not in the file are generated."""
         digests = [_digest(request, sampling) for request in requests]
         if len(set(digests)) < len(digests):
             raise ValueError("two requests are the same: give each a key of its own (task id, sample)")
-        for number, first in enumerate(range(0, len(requests), self.at_once)):
-            part = range(first, min(first + self.at_once, len(requests)))
-            todo = [place for place in part if digests[place] not in self.known]
-            seeded = Sampling(sampling.temperature, sampling.top_p, sampling.seed + number)
-            found = self.engine.generate([requests[place] for place in todo], seeded) if todo else []
-            new = {digests[place]: completion for place, completion in zip(todo, found, strict=True)}
-            self.lines.append({"digest": digest} | asdict(one) for digest, one in new.items())
-            self.known |= new
+        todo = [place for place, digest in enumerate(digests) if digest not in self.known]
+        for first in range(0, len(todo), self.at_once):
+            part = todo[first : first + self.at_once]
+            found = self.engine.generate([requests[place] for place in part], sampling)
+            self.lines.append(
+                {"digest": digests[place], "ids": one.ids, "truncated": one.truncated}
+                for place, one in zip(part, found, strict=True)
+            )
+            self.known |= {
+                digests[place]: replace(one, log_probs=None) for place, one in zip(part, found, strict=True)
+            }
         return [self.known[digest] for digest in digests]
-
-
-def _completion(row: Mapping[str, Any]) -> Completion:
-    log_probs = row["log_probs"]
-    return Completion(tuple(row["ids"]), row["truncated"], None if log_probs is None else tuple(log_probs))
 
 
 def _digest(request: Request, sampling: Sampling) -> str:

@@ -7,16 +7,15 @@ matrix product, which may change with the size of a batch.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from lib.engines.base import Completion, Request, Sampling
+from lib.engines.base import Completion, Request, Sampling, request_seeds
 
 ROOM = 64  # columns by which a full cache grows
 WORTHWHILE = 1 / 8  # share of finished rows at which the others are copied together
@@ -38,12 +37,12 @@ def decode(
     those that may still be drawn counted, or one row.
     """
     found: dict[int, Completion] = {}
-    streams = dict(enumerate(random_streams(requests, sampling.seed))) if sampling.temperature else {}
+    seeds = request_seeds(requests, sampling.seed)
     sizes = [len(one.prompt_ids) + len(one.forced_ids) + one.max_new_tokens for one in requests]
     for places in by_tokens(sizes, batch_tokens, batch_size):
         batch = _Batch(model, [requests[place] for place in places])
-        draws = [streams[place] for place in places] if streams else None
-        found |= dict(zip(places, batch.run(sampling, draws, ends, never_first), strict=True))
+        streams = [np.random.default_rng(seeds[place]) for place in places]
+        found |= dict(zip(places, batch.run(sampling, streams, ends, never_first), strict=True))
     return [found[place] for place in range(len(requests))]
 
 
@@ -59,18 +58,6 @@ def by_tokens(sizes: Sequence[int], tokens: int, rows: int | None = None) -> lis
 
 
 # ---- the next token ----------------------------------------------------------------------------
-
-
-def random_streams(requests: Sequence[Request], seed: int) -> list[np.random.Generator]:
-    """A generator for each request, from the seed and the request alone; equal requests are numbered."""
-    seen: Counter[tuple] = Counter()
-    streams = []
-    for one in requests:
-        name = (one.key, tuple(one.prompt_ids), tuple(one.forced_ids))
-        digest = hashlib.blake2b(repr((seed, name, seen[name])).encode(), digest_size=16).digest()
-        streams.append(np.random.default_rng(int.from_bytes(digest, "big")))
-        seen[name] += 1
-    return streams
 
 
 def pick(
@@ -125,7 +112,7 @@ class _Batch:
     def run(
         self,
         sampling: Sampling,
-        streams: Sequence[np.random.Generator] | None,
+        streams: Sequence[np.random.Generator],
         ends: Collection[int],
         never_first: Sequence[int],
     ) -> list[Completion]:
@@ -134,7 +121,7 @@ class _Batch:
         logits[:, list(never_first)] = -torch.inf
         while self.unfinished:
             draws = None
-            if streams:
+            if sampling.temperature:
                 draws = torch.tensor([streams[row].random() for row in self.rows], dtype=torch.float64)
                 draws = draws.to(logits.device)
             tokens, log_probs = pick(logits, sampling, draws)
@@ -195,7 +182,9 @@ class _Batch:
 class GrowingLayer(DynamicLayer):
     """Keys and values in a room with space to grow: a step writes one column, where the usual copies all."""
 
-    def update(self, key_states, value_states, *arguments, **named):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *arguments: Any, **named: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add states (N, heads, new, D); all keys and all values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -211,7 +200,7 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (room[:, :, :last] for room in self.rooms)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices):
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows; room to grow is made with the next column."""
         super().batch_select_indices(indices)
         self.rooms = [self.keys, self.values]

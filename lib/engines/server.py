@@ -21,7 +21,7 @@ from typing import Any
 import openai
 from transformers import PreTrainedTokenizerBase
 
-from lib.engines.base import Completion, Request, Sampling
+from lib.engines.base import Completion, Request, Sampling, request_seeds
 from lib.runs import read_json, write_json
 
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly: for the estimate before the first request
@@ -200,12 +200,12 @@ class ServerEngine:
         """One completion for each request, in order; ServerError where one cannot be had."""
         pool = ThreadPoolExecutor(self.workers)
         try:
-            places = range(len(requests))
-            return list(pool.map(lambda place: self._complete(requests[place], sampling, place), places))
+            seeds = request_seeds(requests, sampling.seed)
+            return list(pool.map(lambda one, seed: self._complete(one, sampling, seed), requests, seeds))
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _complete(self, request: Request, sampling: Sampling, place: int) -> Completion:
+    def _complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
         start: Any = [*request.prompt_ids, *request.forced_ids]
         try:
             answer = self.client.completions.create(
@@ -214,7 +214,7 @@ class ServerEngine:
                 max_tokens=request.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                seed=random.Random(f"{sampling.seed}|{place}").getrandbits(31),
+                seed=seed % 2**31,
                 extra_body={} if self.as_text else {"return_token_ids": True},
             )
             choice = answer.choices[0]
