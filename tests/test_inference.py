@@ -1,10 +1,9 @@
 import pytest
-import torch
 
 from lib.dial import dial_task, dial_tokenizer, gold_response, new_dial_model, sample_questions, token_cost
 from lib.engines import ask
 from lib.engines.ask import Response
-from lib.engines.base import Sampling
+from lib.engines.base import Completion, Sampling
 from lib.formats import ReasoningFormat, render_response
 from lib.measure.modes import answer, close_response, consensus, majority_vote
 from lib.verify import is_correct
@@ -94,31 +93,35 @@ def test_order_is_kept_the_prefix_counted_and_truncation_flagged(policy):
         assert found.num_tokens == 1 + 5
 
 
-def test_a_gold_response_costs_its_tags_and_its_end_token(policy, monkeypatch):
-    """The model is made to continue a forced prefix with the gold response: the closed form must come out."""
-    model, tokenizer = policy
-    questions = sample_questions(6, seed=0, depths=[12, 1, 6])
+class Reciter:
+    """An engine that knows by heart how each start goes on."""
+
+    def __init__(self, tokenizer, known):
+        self.tokenizer, self.known = tokenizer, known
+
+    def generate(self, requests, sampling):
+        drawn = [self.known[r.prompt_ids + r.forced_ids][: r.max_new_tokens] for r in requests]
+        return [
+            Completion(r.forced_ids + tuple(ids), truncated=ids[-1] != self.tokenizer.eos_token_id)
+            for r, ids in zip(requests, drawn, strict=True)
+        ]
+
+
+def test_a_gold_response_costs_its_tags_and_its_end_token():
+    """The engine continues a forced prefix with the gold response: the closed form must come out."""
+    tokenizer, questions = dial_tokenizer(), sample_questions(6, seed=0, depths=[12, 1, 6])
     for mode in ReasoningFormat:
         gold = {
-            q.prompt + mode.prefix: [*tokenizer(gold_response(q, mode)).input_ids[1:], tokenizer.eos_token_id]
+            tuple(tokenizer(q.prompt + mode.prefix).input_ids): [
+                *tokenizer(gold_response(q, mode)).input_ids[1:],
+                tokenizer.eos_token_id,
+            ]
             for q in questions
         }
-        monkeypatch.setattr(model, "generate", lambda gold=gold, **inputs: recite(tokenizer, gold, **inputs))
-        found = answer(policy, questions, mode.value)
+        found = answer(Reciter(tokenizer, gold), questions, mode.value)
         assert [a.answer for a in found] == [q.answer for q in questions]
         assert [a.num_tokens for a in found] == [token_cost(mode, q.depth) for q in questions]
         assert not any(a.truncated for a in found)
-
-
-def recite(tokenizer, gold, *, input_ids, attention_mask, **options):
-    """What a model would return that knows each continuation by heart, padded on the right."""
-    by_ids = {tuple(tokenizer(prompt).input_ids): ids for prompt, ids in gold.items()}
-    rows = [
-        by_ids[tuple(row[mask.bool()].tolist())] for row, mask in zip(input_ids, attention_mask, strict=True)
-    ]
-    width = max(map(len, rows))
-    padded = input_ids.new_tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in rows])
-    return torch.cat([input_ids, padded], dim=1)
 
 
 # ---- several responses ---------------------------------------------------------------------------
@@ -219,23 +222,16 @@ def test_how_a_response_is_closed(text, expected):
     assert close_response(text) == expected
 
 
-def test_the_answer_is_forced_after_the_budget(policy, monkeypatch):
+def test_the_answer_is_forced_after_the_budget():
     """Cut after 9 tokens, a long response is closed; what was written already is not written again."""
-    model, tokenizer = policy
+    tokenizer = dial_tokenizer()
     [question] = sample_questions(1, seed=0, depths=[8])
     gold = tokenizer(gold_response(question, L)).input_ids
     closing = tokenizer("\n</LONG_COT>\n<ANSWER>\n").input_ids
     end = [*tokenizer(f"{question.answer}\n</ANSWER>").input_ids, tokenizer.eos_token_id]
     prompt = tokenizer(question.prompt).input_ids
-    continuations = {tuple(prompt): gold[:9], tuple(prompt + gold[:9] + closing): end}
-
-    def generate(*, input_ids, max_new_tokens, **options):
-        written = continuations[tuple(input_ids[0].tolist())]
-        assert len(written) <= max_new_tokens
-        return torch.cat([input_ids, torch.tensor([written])], 1)
-
-    monkeypatch.setattr(model, "generate", generate)
-    [found] = answer(policy, [question], budget=9)
+    engine = Reciter(tokenizer, {tuple(prompt): gold, tuple(prompt + gold[:9] + closing): end})
+    [found] = answer(engine, [question], budget=9)
     assert found.answer == question.answer and found.format is L and not found.truncated
     assert found.num_tokens == 9 + len(closing) + len(end)
 

@@ -1,4 +1,4 @@
-"""The one trainer of all methods: TRL's GRPOTrainer, which asks the hooks of a method."""
+"""The one trainer of all methods: TRL's, without padding, asks the hooks of a method."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-import trl
 from accelerate.utils import gather_object
 from huggingface_hub import ModelCard
 
 from lib.methods.base import Group, MethodConfig, Progress
 from lib.methods.grpo import KL_LIMIT, kl_estimate
 from lib.methods.readings import Reading
+from lib.methods.trimming import TrimmingTrainer
 
 COLUMNS = {"reference": "reference_accuracy", "needed": "needed", "budget": "budget"}  # of Group, of the rows
 
 
-class MethodTrainer(trl.GRPOTrainer):
+class MethodTrainer(TrimmingTrainer):
     """TRL's trainer with the hooks of `method`, which are all off in evaluation; a group may be split.
 
     Logged are unshaped accuracy, tokens, truncation and modes, in all and for each `tier` of the rows.
