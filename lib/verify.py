@@ -234,7 +234,8 @@ def _is_odd_relation(found: object) -> bool:
 
 # ---- the process that compares LaTeX -----------------------------------------------------------
 # sympy can take for ever (9^{9^9}), and a thread cannot be stopped. So mathematics is compared in a
-# process that is idle or busy with one question, and that dies by its own alarm at the time limit.
+# process that is idle or busy with one question, and that dies by its own alarm at the time limit. It is not
+# one of multiprocessing's, or Pebble's: they import the main module again, with its torch, or fork.
 
 _idle: list[subprocess.Popen[str]] = []
 if hasattr(os, "register_at_fork"):  # two owners of one pipe would mix up the replies

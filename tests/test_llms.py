@@ -68,12 +68,16 @@ def test_the_cost_is_shown_before_the_first_request(tmp_path):
         (429, {"error": "slow down"}, ("Retry-After", "0")),
         (500, b"oops"),
         (503, b""),
+        (529, b"overloaded"),
+        (429, b"", ("Retry-After", "\xb2")),
+        (200, b"[" * 100_000),
         (200, b"<html>not JSON</html>"),
         (200, b'{"choices": [{"message": {"cont'),
         (200, {"error": {"message": "overloaded"}}),
         (200, {"choices": []}),
         (200, completion("")),
         (200, completion(None)),
+        (200, {"choices": [{"message": {"content": "x", "reasoning": {"a": 1}}, "finish_reason": "stop"}]}),
     ],
 )
 def test_a_failure_is_tried_again_and_never_taken_for_an_answer(failure, tmp_path):
@@ -90,7 +94,11 @@ def test_a_failure_is_tried_again_and_never_taken_for_an_answer(failure, tmp_pat
 
 def test_waits_grow_and_the_server_may_name_its_own(tmp_path, monkeypatch):
     waits = []
-    monkeypatch.setattr("lib.engines.server.time.sleep", waits.append)
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr("lib.engines.server.asyncio.sleep", sleep)
     monkeypatch.setattr("lib.engines.server.random.uniform", lambda low, _: low)
     with serving(lambda _, n: (429, b"", ("Retry-After", "7")) if n == 3 else (500, b"")) as (url, *_):
         client(url, tmp_path, backoff=2.0, retries=4).ask(requests("p"), show=lambda _: None)
@@ -127,6 +135,77 @@ def test_a_server_that_drips_is_given_up_too(tmp_path):
         server = client(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", tmp_path, timeout=0.5, retries=0)
         (reply,) = server.ask(requests("p"), show=lambda _: None)
         assert "no complete reply within 0.5 s" in reply.problem and time.monotonic() - start < 2
+
+
+def test_dripped_headers_are_given_up_too(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip():
+            connection, _ = listener.accept()
+            with connection:
+                try:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+                    for number in range(100):
+                        connection.sendall(f"X-{number}: x\r\n".encode())
+                        time.sleep(0.1)
+                except OSError:
+                    pass
+
+        threading.Thread(target=drip, daemon=True).start()
+        start = time.monotonic()
+        server = client(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", tmp_path, timeout=0.5, retries=0)
+        (reply,) = server.ask(requests("p"), show=lambda _: None)
+        assert "no complete reply within 0.5 s" in reply.problem and time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_is_not_sent_on_to_another_host(status, tmp_path):
+    with serving(lambda *_: (200, completion("stranger"))) as (stranger, calls, server):
+        away = ("Location", f"{stranger.replace('127.0.0.1', 'localhost')}/chat/completions")
+        with serving(lambda *_: (status, b"", away)) as (url, *_):
+            with pytest.raises(ServerError, match=f"HTTP {status}"):
+                client(url, tmp_path, key="secret").ask(requests("p"), show=lambda _: None)
+            assert not calls and server.seen == {} and not list(tmp_path.iterdir())
+
+
+def test_the_key_may_be_in_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHAT_SERVER_KEY", "secret")
+    with serving(lambda *_: (200, completion("x"))) as (url, _, server):
+        client(url, tmp_path).ask(requests("p"), show=lambda _: None)
+        assert server.seen["authorization"] == "Bearer secret"
+
+
+def test_an_address_without_a_scheme_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="url must start with http:// or https://, got 'localhost:8000/v1'"):
+        client("localhost:8000/v1", tmp_path)
+
+
+def test_any_option_of_a_request_is_sent_as_it_is(tmp_path):
+    with serving(lambda *_: (200, completion("x"))) as (url, _, server):
+        asked = requests("p")[0] | {"temperature": 0.3, "chat_template_kwargs": {"enable_thinking": False}}
+        client(url, tmp_path).ask([asked], show=lambda _: None)
+        sent = {name: value for name, value in server.seen.items() if name not in ("path", "authorization")}
+        assert sent == {"model": "m", **asked}
+
+
+def test_ctrl_c_does_not_wait_for_the_retries(tmp_path):
+    with serving(lambda *_: (503, b"")) as (url, *_):
+        program = (
+            "import signal, sys; from pathlib import Path; from lib.engines.server import ChatServer\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "ask = [{'messages': [{'role': 'user', 'content': 'p'}], 'max_tokens': 10}]\n"
+            "print('ready', flush=True)\n"
+            "ChatServer(sys.argv[1], 'm', Path(sys.argv[2]), backoff=60).ask(ask)"
+        )
+        command = [sys.executable, "-c", program, url, str(tmp_path)]
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        run.stdout.readline()
+        time.sleep(1.0)
+        run.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        _, errors = run.communicate(timeout=30)
+        assert time.monotonic() - start < 10 and "KeyboardInterrupt" in errors
+        assert "was destroyed" not in errors
 
 
 def test_nobody_there_is_a_problem_not_an_answer(tmp_path):

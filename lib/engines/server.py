@@ -6,17 +6,17 @@ for nothing twice. A failure is never cached and never taken for an answer.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import http.client
 import json
+import os
 import random
-import time
-import urllib.request
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 from transformers import PreTrainedTokenizerBase
@@ -25,9 +25,12 @@ from lib.engines.base import Completion, Request, Sampling, request_seeds
 from lib.runs import read_json, write_json
 
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly: for the estimate before the first request
-TRY_AGAIN = (408, 429, 500, 502, 503, 504)
-NO_USE = (401, 403, 404)  # the key, the model or the address is wrong: every request would fail
+NO_USE = (*range(300, 400), 401, 403, 404)  # key, model or address is wrong: every request would fail
 LONGEST_WAIT = 60.0  # seconds
+LARGEST_REPLY = 2**26  # bytes
+
+
+T = TypeVar("T")
 
 
 class ServerError(RuntimeError):
@@ -48,18 +51,23 @@ class ChatServer:
     """An OpenAI-compatible server, e.g. ChatServer("http://localhost:8000/v1", "Qwen/Qwen3-8B", folder).
 
     `timeout` is in seconds for a whole reply, `price` in dollars per million tokens (in, out). The first
-    wait before a retry is `backoff` seconds; it doubles each time, or is what the server asks for.
+    wait before a retry is `backoff` seconds; it doubles each time, or is what the server asks for. The key
+    may be in the environment, as CHAT_SERVER_KEY; no redirect is followed, so this server alone gets it.
     """
 
     url: str
     model: str
     cache: Path
-    key: str | None = field(default=None, repr=False)
+    key: str | None = field(default_factory=lambda: os.environ.get("CHAT_SERVER_KEY"), repr=False)
     workers: int = 8
     timeout: float = 300.0
     retries: int = 5
     backoff: float = 1.0
     price: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url must start with http:// or https://, got {self.url!r}")
 
     def ask(
         self, requests: Sequence[Mapping[str, Any]], *, show: Callable[[str], None] = print
@@ -72,17 +80,7 @@ class ChatServer:
         paths = [Path(self.cache) / f"{_digest(body)}.json" for body in bodies]
         missing = {path: body for path, body in zip(paths, bodies, strict=True) if not path.exists()}
         show(self._estimate(missing.values(), len(set(paths)) - len(missing)))
-        failures: dict[Path, str] = {}
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            sent = {pool.submit(self._fetch, path, body): path for path, body in missing.items()}
-            for count, future in enumerate(as_completed(sent), 1):
-                if problem := future.result():
-                    failures[sent[future]] = problem
-                if count % max(1, len(sent) // 10) == 0:
-                    show(f"{count} of {len(sent)} requests done, {len(failures)} failed")
-        finally:
-            pool.shutdown(cancel_futures=True)
+        failures = _run_apart(self._fetch_all(missing, show))
         return [ChatReply(None, failures[path]) if path in failures else _cached(path) for path in paths]
 
     def _estimate(self, bodies: Collection[Mapping[str, Any]], cached: int) -> str:
@@ -97,63 +95,111 @@ class ChatServer:
             f"{tokens_in:,} tokens in and at most {tokens_out:,} out, {cost}"
         )
 
-    def _fetch(self, path: Path, body: Mapping[str, Any]) -> str | None:
+    async def _fetch_all(
+        self, missing: Mapping[Path, Mapping[str, Any]], show: Callable[[str], None]
+    ) -> dict[Path, str]:
+        """Get replies into the cache, `workers` at a time; the problems of those that cannot be had."""
+        failures: dict[Path, str] = {}
+        gate = asyncio.Semaphore(self.workers)
+        http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+        async with openai.AsyncOpenAI(
+            base_url=self.url,
+            api_key=self.key or "none",
+            timeout=self.timeout,
+            max_retries=0,
+            http_client=http,
+        ) as client:
+
+            async def fetch(path: Path, body: Mapping[str, Any]) -> None:
+                async with gate:
+                    if problem := await self._fetch(client, path, body):
+                        failures[path] = problem
+
+            tasks = [asyncio.create_task(fetch(path, body)) for path, body in missing.items()]
+            try:
+                for count, done in enumerate(asyncio.as_completed(tasks), 1):
+                    await done
+                    if count % max(1, len(tasks) // 10) == 0:
+                        show(f"{count} of {len(tasks)} requests done, {len(failures)} failed")
+            finally:
+                for task in tasks:
+                    task.cancel()
+        return failures
+
+    async def _fetch(self, client: openai.AsyncOpenAI, path: Path, body: Mapping[str, Any]) -> str | None:
         """Get one reply into the cache; the problem if that cannot be done."""
         problem = ""
         for attempt in range(self.retries + 1):
             wait = self.backoff * 2**attempt
             try:
-                write_json(path, {"request": body, **self._post(body)})
+                write_json(path, {"request": body, **await self._post(client, body)})
                 return None
-            except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code}: {error.read(200).decode(errors='replace').strip()}"
-                if error.code in NO_USE:
+            except openai.APIStatusError as error:
+                problem = f"HTTP {error.status_code}: {error.response.text[:200].strip()}"
+                if error.status_code in NO_USE:
                     raise ServerError(
                         f"{self.url} answers {problem}. Check the address, the key and the model."
                     ) from None
-                if error.code not in TRY_AGAIN:
+                if error.status_code < 500 and error.status_code not in (408, 429):
                     return problem
-                asked = error.headers.get("Retry-After", "")
-                wait = float(asked) if asked.isdigit() else wait
-            except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+                asked = error.response.headers.get("Retry-After", "")
+                wait = float(asked) if asked.isdecimal() else wait
+            except TimeoutError:
+                problem = f"no complete reply within {self.timeout:g} s"
+            except openai.APIError as error:
                 problem = f"{type(error).__name__}: {error}"
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 problem = f"not a chat completion: {error}"
             if attempt < self.retries:
                 # Not all at once again: that is what the server could not take.
-                time.sleep(min(wait, LONGEST_WAIT) * random.uniform(1, 1.25))
+                await asyncio.sleep(min(wait, LONGEST_WAIT) * random.uniform(1, 1.25))
         return f"{problem} ({self.retries + 1} tries)"
 
-    def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _post(self, client: openai.AsyncOpenAI, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send one request; ValueError where the answer is not a chat completion with a text."""
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-        )
-        deadline, received = time.monotonic() + self.timeout, b""
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            # urllib's own limit is for each read: a server that drips would never end.
-            while chunk := response.read1(2**16):
-                received += chunk
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"no complete reply within {self.timeout:g} s")
-        answer = json.loads(received)
-        try:
-            choice = answer["choices"][0]
-            message = choice["message"]
-            text, reasoning = message["content"], message.get("reasoning_content") or message.get("reasoning")
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise ValueError(f"unknown shape {str(answer)[:200]}") from None
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError("the message has no text")
-        return {
-            "text": text,
-            "reasoning": reasoning or "",
-            "finish_reason": choice.get("finish_reason"),
-            "usage": answer.get("usage"),
-        }
+        received = b""
+        # The client's own limit is for each read: a server that drips would never end.
+        async with asyncio.timeout(self.timeout):
+            create = client.chat.completions.with_streaming_response.create
+            async with create(model=self.model, messages=body["messages"], extra_body=dict(body)) as response:
+                async for chunk in response.iter_bytes():
+                    received += chunk
+                    if len(received) > LARGEST_REPLY:
+                        raise ValueError(f"more than {LARGEST_REPLY:,} bytes")
+        return _read_reply(json.loads(received))
+
+
+def _read_reply(answer: Any) -> dict[str, Any]:
+    """What is kept of a chat completion; ValueError where there is no text in it."""
+    try:
+        choice = answer["choices"][0]
+        message, reason = choice["message"], choice.get("finish_reason")
+        text, reasoning = message["content"], message.get("reasoning_content") or message.get("reasoning")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError(f"unknown shape {str(answer)[:200]}") from None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the message has no text")
+    if not isinstance(reasoning or "", str) or not isinstance(reason or "", str):
+        raise ValueError("reasoning and finish_reason must be text")
+    return {"text": text, "reasoning": reasoning or "", "finish_reason": reason, "usage": answer.get("usage")}
+
+
+def _run_apart(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a thread, since a notebook's own loop is busy; Ctrl-C cancels it at once."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    task = asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+    async def settle() -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
+
+    try:
+        return task.result()
+    finally:
+        task.cancel()
+        asyncio.run_coroutine_threadsafe(settle(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
 
 
 def _cached(path: Path) -> ChatReply:
@@ -194,7 +240,13 @@ class ServerEngine:
     ):
         self.url, self.model, self.tokenizer = url, model, tokenizer
         self.as_text, self.workers = as_text, workers
-        self.client = openai.OpenAI(base_url=url, api_key=key or "none", timeout=timeout, max_retries=retries)
+        self.client = openai.OpenAI(
+            base_url=url,
+            api_key=key or "none",
+            timeout=timeout,
+            max_retries=retries,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),  # the key is for this server
+        )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order; ServerError where one cannot be had."""
