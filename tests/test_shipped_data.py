@@ -11,7 +11,7 @@ from lib.dial import TIERS
 from lib.formats import ReasoningFormat
 from lib.policies.load import CHECKPOINTS
 from lib.runs import ROOT, check_provenance, read_json
-from lib.studies import bandits
+from lib.studies import bandit_tables
 
 RUNS = ROOT / "data" / "reference_runs"
 D, S, C, L = ReasoningFormat
@@ -153,6 +153,6 @@ def test_where_the_reference_is_never_right_it_learns_to_give_up():
 
 @pytest.mark.parametrize("space", ["dial", "paper"])
 def test_the_shipped_surface_runs_reach_their_aim_with_the_whole_interval(space):
-    shipped = bandits.surface_over_seeds(space)
+    shipped = bandit_tables.surface_over_seeds(space)
     assert (shipped["seeds"] == 10).all() and shipped.loc["ours", "low"] >= 0.95
     assert shipped.loc["released", "high"] < shipped.loc["random", "low"]

@@ -13,13 +13,11 @@ that learn get the same number of answers.
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
-import pandas as pd
 import torch
 
 from lib.bandit.actions import HEADS, ActionSpace
@@ -28,13 +26,11 @@ from lib.bandit.learner import ConfigurationPolicy, choose
 from lib.bandit.rivals import ConfigurationBandit, best_fixed, random_actions, regret
 from lib.bandit.training import BanditConfig, BanditTrainer
 from lib.dial import frozen_llm
-from lib.dial.tasks import dial_task
 from lib.dial.world import Question
 from lib.engines.local import decision_states
 from lib.measure.intervals import mean_interval, seed_interval
 from lib.policies.load import load_policy
-from lib.runs import ROOT, provenance, read_json, write_json
-from lib.tasks import Rollout
+from lib.runs import ROOT, provenance, write_json
 
 RUNS = ROOT / "data" / "reference_runs" / "06_adareasoner"
 SURFACE_RUNS = ROOT / "data" / "reference_runs" / "06_simulated_surface"
@@ -212,77 +208,6 @@ def run_method(name: str, seed: int, config: BanditConfig = DEFAULTS) -> dict[st
     return summary_of(name, test, actions) | {"training_reward": curve}
 
 
-def rollouts(
-    method: str,
-    questions: Sequence[Question],
-    answers: Sequence[str | None],
-    tokens: Sequence[int],
-    *,
-    replies: Sequence[str | None] | None = None,
-    seed: int = 0,
-) -> list[Rollout]:
-    """What a method answered to each question, to keep; `replies` are given where each answer is of one."""
-    times: Counter[str] = Counter()
-    found = []
-    for question, answer, cost, reply in zip(
-        questions, answers, tokens, replies or [""] * len(answers), strict=True
-    ):
-        task = dial_task(question).id
-        kept = Rollout(
-            task_id=task,
-            sample=times[task],
-            seed=seed,
-            method=method,
-            mode="prompt",
-            format=None,
-            text=reply or "",
-            answer=answer,
-            correct=answer == question.answer,
-            tokens=cost,
-            truncated=reply is None,
-        )
-        found.append(kept)
-        times[task] += 1
-    return found
-
-
-def over_questions(kept: Sequence[Rollout]) -> pd.DataFrame:
-    """Share right with its 95 % interval over questions, and mean tokens: a row per method."""
-    rows = {}
-    for method in dict.fromkeys(rollout.method for rollout in kept):
-        mine = [rollout for rollout in kept if rollout.method == method]
-        right = pd.Series([rollout.correct for rollout in mine], dtype=float)
-        tokens = sum(rollout.tokens for rollout in mine) / len(mine)
-        rows[method] = (right.mean(), *mean_interval(right), tokens)
-    return pd.DataFrame(rows, index=["mean", "low", "high", "tokens"]).T
-
-
-def read_summaries() -> pd.DataFrame:
-    """The shipped runs: method, seed, reward, tokens and the optimal reward, a row per run."""
-    rows = []
-    for path in sorted(RUNS.glob("*/seed_*/summary.json")):
-        summary = read_json(path)
-        ((name, row),) = summary["policies"].items()
-        seed = int(path.parent.name.removeprefix("seed_"))
-        rows.append((name, seed, row["reward"], row["mean_tokens"], summary["optimal_reward"]))
-    return pd.DataFrame(rows, columns=["method", "seed", "reward", "tokens", "optimal"])
-
-
-def over_seeds(runs: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """The mean reward over seeds with its 95 % interval, and the number of seeds: a row per method."""
-    rows = {}
-    for name in methods:
-        values = runs.loc[runs["method"] == name, "reward"].tolist()
-        rows[name] = (*seed_interval(values), len(values))
-    return pd.DataFrame(rows, index=["mean", "low", "high", "seeds"]).T
-
-
-def against(runs: pd.DataFrame, method: str, other: str) -> tuple[float, float, float]:
-    """The mean difference in reward over seeds, paired, with its 95 % t interval."""
-    wide = runs.pivot(index="seed", columns="method", values="reward")
-    return seed_interval((wide[method] - wide[other]).dropna())
-
-
 # ---- the simulated surface ---------------------------------------------------------------------
 
 SURFACE_RULES: dict[str, dict[str, Any]] = {
@@ -362,16 +287,6 @@ def surface_trials(seeds: Sequence[int] = range(1000, 1030)) -> dict[str, dict[s
         found[name] = {"share": mean, "low": low, "high": high, "least": min(shares)}
         print(f"{name:24} {mean:.3f} [{low:.3f}, {high:.3f}]", flush=True)
     return found
-
-
-def surface_over_seeds(space: str) -> pd.DataFrame:
-    """The shipped shares of a space, "dial" or "paper": mean, 95 % interval and least, a row per rule."""
-    summaries = [read_json(path) for path in sorted(SURFACE_RUNS.glob(f"{space}/seed_*/summary.json"))]
-    rows = {}
-    for rule in summaries[0]:
-        shares = pd.Series([summary[rule]["share"] for summary in summaries])
-        rows[rule] = (*seed_interval(shares), shares.min(), len(shares))
-    return pd.DataFrame(rows, index=["mean", "low", "high", "least", "seeds"]).T
 
 
 def main() -> None:
