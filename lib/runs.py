@@ -228,7 +228,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if not old:
         return "which were not kept"
     names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {new.get(name)}, was {old.get(name)}" for name in names)
+    return ", ".join(f"{name} {new.get(name)!s:.60}, was {old.get(name)!s:.60}" for name in names)
 
 
 def _now() -> str:

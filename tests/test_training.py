@@ -17,17 +17,19 @@ from lib.dial.pretrain import PretrainConfig, pretrain
 from lib.dial.responses import gold_response
 from lib.formats import ReasoningFormat
 from lib.methods import training
-from lib.methods.ada_grpo import AdaGRPOConfig, question_rows, train, train_ada_grpo, trained_policy
+from lib.methods.ada_grpo import AdaGRPO
+from lib.methods.fit import fit, load_trained, train
 from lib.methods.sft import SFTConfig, train_sft
 from lib.methods.training import last_checkpoint
 from lib.policies.save import save_policy
 from lib.runs import Run, start_run, write_json
+from lib.tasks import task_rows
 
 ROWS = [
     {"prompt": question.prompt, "completion": gold_response(question, ReasoningFormat.DIRECT)}
     for question in sample_questions(20, seed=0)
 ]
-QUESTIONS = question_rows(dial_tasks(4, split="train", seed=0, depths=[1]))
+QUESTIONS = task_rows(dial_tasks(4, split="train", seed=0, depths=[1]))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def base(tmp_path_factory):
 def sft(base):
     return replace(
         SFTConfig.cpu(base),
-        method="lora",
+        weights="lora",
         max_steps=4,
         batch_size=4,
         micro_batch_size=4,
@@ -79,31 +81,31 @@ def test_a_finished_training_is_loaded_and_not_repeated(sft, never_trains):
 def test_a_crash_in_the_evaluation_costs_nothing(base, never_trains):
     """As in notebook 03: the trainings lie in folders of the run; what comes after is what fails."""
     run = start_run("03_x", "cpu", {"TEST_QUESTIONS": 10})
-    config = AdaGRPOConfig.cpu(base, batches=2, prompts=2, micro_batch_size=16, max_completion_length=8)
+    config = AdaGRPO.cpu(base, batches=2, prompts=2, micro_batch_size=16, max_completion_length=8)
     (run.folder / "grpo").mkdir()
     rows = run.folder / "grpo" / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
-    call = {"ada_grpo": vars(config), "rows": str(rows), "folder": str(run.folder / "grpo")}
+    call = {"config": config.as_json(), "rows": str(rows), "folder": str(run.folder / "grpo")}
     facts = train(call)
     run = start_run("03_x", "cpu", {"TEST_QUESTIONS": 20})  # mended, and run again
     never_trains()
     assert train(call) == facts
-    trained_policy(config, run.folder / "grpo")
+    load_trained(config, Run(run.folder / "grpo", {}))
 
 
 def test_a_changed_setting_does_not_resume_the_other_run(base, capsys):
     """It did in the folders grpo/ and ada_grpo/ of notebook 03: the result was that of the old setting."""
-    config = AdaGRPOConfig.cpu(
+    config = AdaGRPO.cpu(
         base, batches=3, prompts=2, micro_batch_size=16, max_completion_length=8, save_every=1
     )
     run, fresh = Run(start_run("03_x", "cpu", {}).folder / "grpo", {}), start_run("fresh", "cpu", {})
-    train_ada_grpo(config, QUESTIONS, run, stop_at=1)
+    fit(config, QUESTIONS, run, stop_at=1)
     changed = replace(config, learning_rate=1e-2)
-    actual, _, facts = train_ada_grpo(changed, QUESTIONS, run, say=print)
+    actual, _, facts = fit(changed, QUESTIONS, run, say=print)
     assert not facts["resumed"] and "learning_rate 0.01, was 0.0004" in capsys.readouterr().out
-    expected, _, _ = train_ada_grpo(changed, QUESTIONS, fresh)
+    expected, _, _ = fit(changed, QUESTIONS, fresh)
     assert same_weights(actual, expected)
-    _, _, facts = train_ada_grpo(config, QUESTIONS, run)
+    _, _, facts = fit(config, QUESTIONS, run)
     assert facts["resumed"], "the first setting's checkpoints come back with it"
 
 
@@ -118,6 +120,22 @@ def test_other_rows_or_other_weights_under_the_same_name_are_other_settings(sft,
     other_start, _, _ = train_sft(sft, ROWS[4:], ROWS[:4], run)
     assert not same_weights(first, other_start)
     assert len(list((run.folder / "previous").iterdir())) == 2
+
+
+def test_another_reward_of_the_same_name_is_another_setting(base):
+    config = AdaGRPO.cpu(base, batches=1, prompts=2, micro_batch_size=16, max_completion_length=8)
+    run = start_run("a", "cpu", {})
+
+    def reward(completion_ids, **others):
+        return [float(ids[0] % 2) for ids in completion_ids]
+
+    fit(config, QUESTIONS, run, reward=reward)
+
+    def reward(completion_ids, **others):
+        return [float(ids[0] % 3) for ids in completion_ids]
+
+    fit(config, QUESTIONS, run, reward=reward)
+    assert len(list((run.folder / "previous").iterdir())) == 1
 
 
 def test_a_kill_between_the_last_step_and_the_result_costs_no_step(sft):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -139,6 +140,7 @@ def fit(
         "start": fingerprint(config.base),
         "rows": digest(list(rows)),
         "validation_rows": digest(list(validation_rows)),
+        "reward": _source(reward) if reward else "",
     }
 
     def make() -> MethodTrainer:
@@ -149,6 +151,14 @@ def fit(
     if trainer:
         return trainer.model.eval(), trainer.processing_class, facts
     return *load_trained(config, run), facts
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """The text of a function, so that a changed one is another setting; without one it is always another."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return repr(function)
 
 
 def train(call: Mapping[str, Any]) -> dict[str, Any]:
