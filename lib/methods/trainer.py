@@ -58,7 +58,7 @@ class MethodTrainer(TrimmingTrainer):
 
     # ---- responses ----
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *more: Any, **named: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: Sequence[list[int]], *more: Any, **named: Any) -> Any:
         plain = super()._generate_single_turn
         if not self.model.training:
             return plain(prompt_ids, *more, **named)

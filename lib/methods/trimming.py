@@ -35,18 +35,16 @@ logger = logging.get_logger(__name__)
 class TrimmingTrainer(trl.GRPOTrainer):
     """TRL's GRPOTrainer without padding; images, and options of `generate` that we lack, go TRL's own way."""
 
+    _buffered_inputs: Any  # TRL's: the micro-batches of a rollout batch
+
     # ---- responses ----
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *more, **named):
-        if (
-            self.use_vllm
-            or self.use_transformers_continuous_batching
-            or multimodal_fields
-            or not self._ours()
-        ):
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, *more, **named
-            )
+    def _generate_single_turn(
+        self, prompt_ids: Sequence[list[int]], images: Any, multimodal_fields: Any, *more: Any, **named: Any
+    ) -> Any:
+        other_engine = self.use_vllm or self.use_transformers_continuous_batching
+        if other_engine or multimodal_fields or not self._ours():
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *more, **named)
         config = self.generation_config
         # The seed comes from torch's generator, which differs over processes and is part of a checkpoint.
         seed = int(torch.randint(2**62, ()))
@@ -80,21 +78,22 @@ class TrimmingTrainer(trl.GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(
         self,
-        model,
-        input_ids,
-        attention_mask,
-        logits_to_keep,
-        batch_size=None,
-        compute_entropy=False,
-        **others,
-    ):
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> Any:
         plain = super()._get_per_token_logps_and_entropies
         if any(value is not None and value is not False for value in others.values()):
             return plain(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
             )
         begins, ends = real_span(attention_mask, logits_to_keep)
-        found, order = [], []
+        found: list[list[torch.Tensor | None]] = []
+        order: list[int] = []
         for rows in self._passes((ends - begins).tolist(), batch_size):
             part = Part(input_ids[rows], attention_mask[rows], begins[rows], ends[rows], logits_to_keep)
             values = plain(model, part.ids, part.mask, part.kept, compute_entropy=compute_entropy)
@@ -118,7 +117,7 @@ class TrimmingTrainer(trl.GRPOTrainer):
 
     # ---- micro-batches ----
 
-    def _prepare_inputs(self, generation_batch):
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
         before, inputs = self._buffered_inputs, super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is before or not self._is_order_free():
             return inputs
