@@ -28,3 +28,11 @@ def test_functions_have_the_size_of_formulas():
     trees = [ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in ROOT.glob("lib/**/*.py")]
     sizes = [n.end_lineno - n.lineno + 1 for tree in trees for n in tree if isinstance(n, ast.FunctionDef)]
     assert median(sizes) <= 10
+
+
+def lines(path):
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_no_file_is_long():
+    assert {path.name: lines(path) for path in ROOT.glob("lib/**/*.py") if lines(path) > 400} == {}
