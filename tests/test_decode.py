@@ -1,6 +1,7 @@
 import gc
 import random
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -182,12 +183,14 @@ def test_each_row_has_its_own_length_forced_ids_and_ends():
 
 
 def test_a_token_that_may_not_come_first_comes_later():
-    model, first = random_model("qwen2"), list(range(20))
-    found = decode(model, random_requests(60, length=8), Sampling(1.0), [EOS], never_first=first)
-    assert all(one.ids[0] >= 20 for one in found)
-    assert any(token < 20 for one in found for token in one.ids[1:])
-    suppressed = decode(model, random_requests(20), Sampling(), [EOS], never_first=first)
-    expected = generated(model, random_requests(20), begin_suppress_tokens=first)
+    model, first = random_model("qwen2"), tuple(range(20))
+    requests = [replace(one, never_first=first) for one in random_requests(60, length=8)]
+    found = decode(model, requests[:40] + random_requests(20, length=8, seed=1), Sampling(1.0), [EOS])
+    assert all(one.ids[0] >= 20 for one in found[:40])
+    assert any(token < 20 for one in found[:40] for token in one.ids[1:])
+    assert any(one.ids[0] < 20 for one in found[40:])  # each request has its own
+    suppressed = decode(model, requests, Sampling(), [EOS])
+    expected = generated(model, requests, begin_suppress_tokens=list(first))
     assert [one.ids for one in suppressed] == expected
 
 

@@ -15,12 +15,16 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Request:
-    """Continue `prompt_ids`, after `forced_ids`, by at most `max_new_tokens`; `key` is (task id, sample)."""
+    """Continue `prompt_ids`, after `forced_ids`, by at most `max_new_tokens`, none of `never_first` at first.
+
+    `key` is (task id, sample).
+    """
 
     prompt_ids: tuple[int, ...]
     forced_ids: tuple[int, ...] = ()
     max_new_tokens: int = 160
     key: tuple[str, int] | None = None
+    never_first: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,13 @@ def decode(
     sampling: Sampling,
     ends: Collection[int],
     *,
-    never_first: Sequence[int] = (),
     batch_size: int = 256,
     batch_tokens: int = 2**17,
 ) -> list[Completion]:
     """One completion for each request, in order; each ends with one of `ends` or at its own length.
 
-    `never_first` cannot be drawn first. A batch holds at most `batch_size` rows and `batch_tokens` tokens,
-    those that may still be drawn counted, or one row.
+    A batch holds at most `batch_size` rows and `batch_tokens` tokens, those that may still be drawn counted,
+    or one row.
     """
     found: dict[int, Completion] = {}
     seeds = request_seeds(requests, sampling.seed)
@@ -42,7 +41,7 @@ def decode(
     for places in by_tokens(sizes, batch_tokens, batch_size):
         batch = _Batch(model, [requests[place] for place in places])
         streams = [np.random.default_rng(seeds[place]) for place in places]
-        found |= dict(zip(places, batch.run(sampling, streams, ends, never_first), strict=True))
+        found |= dict(zip(places, batch.run(sampling, streams, ends), strict=True))
     return [found[place] for place in range(len(requests))]
 
 
@@ -110,15 +109,12 @@ class _Batch:
 
     @torch.inference_mode()
     def run(
-        self,
-        sampling: Sampling,
-        streams: Sequence[np.random.Generator],
-        ends: Collection[int],
-        never_first: Sequence[int],
+        self, sampling: Sampling, streams: Sequence[np.random.Generator], ends: Collection[int]
     ) -> list[Completion]:
         """Draw until every request has its end token or its length."""
         logits = self._read_prompts()
-        logits[:, list(never_first)] = -torch.inf
+        for row, one in enumerate(self.requests):
+            logits[row, list(one.never_first)] = -torch.inf
         while self.unfinished:
             draws = None
             if sampling.temperature:

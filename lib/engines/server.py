@@ -258,6 +258,8 @@ class ServerEngine:
             pool.shutdown(cancel_futures=True)
 
     def _complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+        if request.never_first:
+            raise ServerError("a server cannot keep tokens from coming first: never_first must be empty")
         start: Any = [*request.prompt_ids, *request.forced_ids]
         try:
             answer = self.client.completions.create(

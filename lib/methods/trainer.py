@@ -13,9 +13,10 @@ import torch
 from accelerate.utils import gather_object
 from huggingface_hub import ModelCard
 
+from lib.engines.base import Request
 from lib.methods.base import Group, MethodConfig, Progress
 from lib.methods.grpo import KL_LIMIT, kl_estimate
-from lib.methods.readings import Reading
+from lib.methods.readings import Opening, Reading
 from lib.methods.trimming import TrimmingTrainer
 
 COLUMNS = {"reference": "reference_accuracy", "needed": "needed", "budget": "budget"}  # of Group, of the rows
@@ -66,6 +67,9 @@ class MethodTrainer(TrimmingTrainer):
         if set(starts) == {None}:
             found, log_probs = plain(prompt_ids, *more, **named)
             return self._cut(found, log_probs)
+        if self._ours():
+            requests = [self._request(*pair) for pair in zip(prompt_ids, starts, strict=True)]
+            return self._cut(self._decode(requests), None)
         completions: list[list[int]] = [[] for _ in prompt_ids]
         for start in dict.fromkeys(starts):
             rows = [row for row, wanted in enumerate(starts) if wanted == start]
@@ -81,6 +85,13 @@ class MethodTrainer(TrimmingTrainer):
             for group in range(first // size, (first + count - 1) // size + 1)
         }
         return [starts[place // size][place % size] for place in range(first, first + count)]
+
+    def _request(self, prompt_ids: Sequence[int], start: str | None) -> Request:
+        """What our loop is asked for: a response that opens in one mode, within its cap."""
+        opening = self.reading.opening(start) if start else Opening([], [])
+        length = self.method.cap(start, self.progress) if start else self.max_completion_length
+        forced = tuple(opening.ids)
+        return Request(tuple(prompt_ids), forced, length - len(forced), never_first=tuple(opening.never))
 
     def _continue(self, prompt_ids: Sequence[list[int]], start: str | None) -> list[list[int]]:
         """Responses that open in one mode, within its cap; a free one is cut to that of the mode it chose."""

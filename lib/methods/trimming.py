@@ -42,9 +42,15 @@ class TrimmingTrainer(trl.GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Sequence[list[int]], images: Any, multimodal_fields: Any, *more: Any, **named: Any
     ) -> Any:
-        other_engine = self.use_vllm or self.use_transformers_continuous_batching
-        if other_engine or multimodal_fields or not self._ours():
+        if multimodal_fields or not self._ours():
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *more, **named)
+        config = self.generation_config
+        never = tuple(token_list(config.begin_suppress_tokens))
+        requests = [Request(tuple(ids), (), config.max_new_tokens, None, never) for ids in prompt_ids]
+        return self._decode(requests), None
+
+    def _decode(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Completions, forced tokens first, by the options of the trainer's own generation."""
         config = self.generation_config
         # The seed comes from torch's generator, which differs over processes and is part of a checkpoint.
         seed = int(torch.randint(2**62, ()))
@@ -54,18 +60,13 @@ class TrimmingTrainer(trl.GRPOTrainer):
             self.accelerator,
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         ) as model:
-            found = decode(
-                model,
-                [Request(tuple(ids), (), config.max_new_tokens) for ids in prompt_ids],
-                sampling,
-                token_list(config.eos_token_id),
-                never_first=token_list(config.begin_suppress_tokens),
-            )
-        return [list(one.ids) for one in found], None
+            found = decode(model, requests, sampling, token_list(config.eos_token_id))
+        return [list(one.ids) for one in found]
 
     def _ours(self) -> bool:
         """Whether our loop can do what is asked; sharded ranks must read as many tokens as each other."""
-        if self._dist.is_fsdp or self._dist.is_zero3:
+        sharded = self._dist.is_fsdp or self._dist.is_zero3
+        if sharded or self.use_vllm or self.use_transformers_continuous_batching:
             return False
         lacking = not_understood(self.model.generation_config, self.generation_config)
         if lacking:
@@ -117,7 +118,7 @@ class TrimmingTrainer(trl.GRPOTrainer):
 
     # ---- micro-batches ----
 
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before, inputs = self._buffered_inputs, super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is before or not self._is_order_free():
             return inputs
