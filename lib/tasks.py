@@ -21,9 +21,9 @@ class Task:
     """One question with its verified answer; `question` holds the options of a multiple choice, as ARM does.
 
     `kind` says how to compare answers (number, latex, choice, text); a choice is answered by its letter.
-    `prompt` is what a policy is given, by default the question in ARM's frame. `depth` is known in the dial
-    world, `budget` is a limit in tokens where a method sets one. `format` is the format of `rationale`,
-    where the dataset has one.
+    `prompt` is what a policy is given, by default the question in ARM's frame. `depth` says how hard it is
+    where that is known: operations in the dial world, the level of a MATH problem. `budget` is a limit in
+    tokens where a method sets one. `format` is the format of `rationale`, where the dataset has one.
     """
 
     id: str

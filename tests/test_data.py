@@ -99,8 +99,10 @@ ROWS = [
             "kind": "latex",
             "tier": "medium",
             "topic": "counting_and_probability",
+            "depth": 5,
         },
     ),
+    ("math", {"problem": "Two?", "answer": "2", "difficulty": 2.0}, {"depth": 2}),
     ("math", {"question": "How many?", "answer": "$\\boxed{2}$"}, {"answer": "2", "rationale": None}),
     (
         "math500",
@@ -560,6 +562,18 @@ def test_tasks_of_datasets_are_a_seeded_sample(folder):
     assert len(set(one)) == 14 and [t.question for t in one[:8]] != [f"gsm8k {n}?" for n in range(8)]
     assert len(load_tasks(["gsm8k"], folder=folder)) == 40
     assert load_tasks(["gsm8k"], folder=folder / "gsm8k_test.jsonl") == load_tasks(["gsm8k"], folder=folder)
+
+
+def test_validation_is_apart_from_training_and_the_same_in_every_run(folder):
+    (folder / "gsm8k_test.jsonl").rename(folder / "gsm8k_train.jsonl")
+    train, held_out = (load_tasks(["gsm8k"], split=split, folder=folder) for split in ("train", "validation"))
+    assert (len(train), len(held_out)) == (38, 2)
+    assert not {task.key for task in train} & {task.key for task in held_out}
+    assert {task.split for task in held_out} == {"validation"}
+    lines = (folder / "gsm8k_train.jsonl").read_text().splitlines()
+    (folder / "gsm8k_train.jsonl").write_text("\n".join(reversed(lines)))
+    again = load_tasks(["gsm8k"], split="validation", folder=folder)
+    assert sorted(task.key for task in again) == sorted(task.key for task in held_out)
 
 
 def test_a_prompt_that_is_too_long_is_left_out(folder):

@@ -169,7 +169,7 @@ def test_the_key_is_not_sent_on_to_another_host(status, tmp_path):
 
 
 def test_the_key_may_be_in_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("CHAT_SERVER_KEY", "secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with serving(lambda *_: (200, completion("x"))) as (url, _, server):
         client(url, tmp_path).ask(requests("p"), show=lambda _: None)
         assert server.seen["authorization"] == "Bearer secret"

@@ -52,13 +52,13 @@ class ChatServer:
 
     `timeout` is in seconds for a whole reply, `price` in dollars per million tokens (in, out). The first
     wait before a retry is `backoff` seconds; it doubles each time, or is what the server asks for. The key
-    may be in the environment, as CHAT_SERVER_KEY; no redirect is followed, so this server alone gets it.
+    is read from the environment, OPENAI_API_KEY; no redirect is followed, so this server alone gets it.
     """
 
     url: str
     model: str
     cache: Path
-    key: str | None = field(default_factory=lambda: os.environ.get("CHAT_SERVER_KEY"), repr=False)
+    key: str | None = field(default_factory=lambda: os.environ.get("OPENAI_API_KEY"), repr=False)
     workers: int = 8
     timeout: float = 300.0
     retries: int = 5

@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,8 @@ def load_tasks(
     """Tasks of one split, `count` in all, as evenly from each source as can be.
 
     Of a dataset, from the hub or from `folder`/<name>_<split>.jsonl (or that file itself), a seeded sample
-    without repetition, or all there is; `fits` may leave questions out, see `fits_in`. `options` are for
+    without repetition, or all there is; `fits` may leave questions out, see `fits_in`. Its split "validation"
+    is a twentieth of the training questions, which "train" then leaves out. `options` are for
     registered worlds, which draw their questions: the dial world has depths, distinct, world and sft_share.
     """
     if isinstance(names, str) or not names:
@@ -89,14 +90,26 @@ def load_tasks(
                 raise DataError(f"the questions of {name} are drawn: say how many (count=)")
             tasks += _WORLDS[name](share, split=split, seed=seed, **options)
             continue
-        path = located(str(folder)) if folder else None
-        if path is not None and not path.is_file():
-            path /= f"{name}_{split}.jsonl"
-        found = [task for task in load(name, path, split=split).examples if fits is None or fits(task)]
+        found = [task for task in _split(name, split, folder) if fits is None or fits(task)]
         if share is not None and share < len(found):
             found = random.Random(f"{seed}|{name}|{split}").sample(found, share)
         tasks += found
     return tasks
+
+
+def _split(name: str, split: str, folder: str | Path) -> list[Task]:
+    """The questions of one split of a dataset."""
+    stored = "train" if split == "validation" else split
+    path = located(str(folder)) if folder else None
+    if path is not None and not path.is_file():
+        path /= f"{name}_{stored}.jsonl"
+    tasks = load(name, path, split=stored).examples
+    if stored != "train":
+        return tasks
+    by_key = sorted(task.key for task in tasks)  # hashes: the same questions in every run
+    last_held_out = by_key[max(0, len(by_key) // 20 - 1)]
+    held_out = split == "validation"
+    return [replace(task, split=split) for task in tasks if (task.key <= last_held_out) == held_out]
 
 
 def fits_in(tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> Callable[[Task], bool]:

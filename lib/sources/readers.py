@@ -119,11 +119,13 @@ def read_math(row: Row) -> dict[str, Any]:
         answer = boxed
     else:
         raise RowError("the solution holds no \\boxed answer")
+    level = re.fullmatch(r"(?:Level )?([1-5])(?:\.0)?", str(row.get("level", row.get("difficulty"))))
     task = row.get("type") or row.get("subject") or str(row.get("unique_id", "")).partition("/")[2]
     return {
         "question": _text(row, "problem", "question"),
         "answer": answer,
         "topic": task.partition("/")[0].lower().replace("&", "and").replace(" ", "_"),
+        "depth": int(level[1]) if level else None,
         **_rationale(solution),
     }
 

@@ -7,7 +7,7 @@ tasks, each an example and a format, and gives a reply for each: a tagged respon
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lib.engines.server import ChatServer
@@ -58,27 +58,21 @@ def chat_teacher(
     server: ChatServer,
     *,
     temperature: float = 0.6,
-    max_tokens: Mapping[ReasoningFormat, int] | None = None,
+    max_tokens: int = 8192,
     show: Callable[[str], None] = print,
 ) -> Teacher:
     """Responses by a chat server. Unlike the paper's, our prompts never show the reference answer.
 
     For long CoT the model's thinking is the rationale, where the server returns it or the text holds it.
+    `max_tokens` is the same for all formats: a reasoning model thinks as long before it writes a program.
     """
-    limits = {
-        ReasoningFormat.DIRECT: 64,
-        ReasoningFormat.SHORT_COT: 512,
-        ReasoningFormat.CODE: 1024,
-        ReasoningFormat.LONG_COT: 8192,
-        **(max_tokens or {}),
-    }
 
     def teach(tasks: Sequence[Assignment]) -> list[Reply]:
         requests = [
             {
                 "messages": [{"role": "user", "content": teacher_prompt(example, format)}],
                 "temperature": temperature,
-                "max_tokens": limits[format],
+                "max_tokens": max_tokens,
             }
             for example, format in tasks
         ]
