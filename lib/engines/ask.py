@@ -94,6 +94,7 @@ def ask(
     mode: str = "adaptive",
     max_new_tokens: int = 160,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
     revise: Callable[[list[str], list[Response]], list[Response]] | None = None,
 ) -> list[Rollout]:
@@ -113,7 +114,7 @@ def ask(
         prompts,
         prefix=prefix,
         max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature, seed=seed),
+        sampling=Sampling(temperature, top_p, seed),
         keys=[(task.id, sample) for task, sample in zip(tasks, samples, strict=True)],
     )
     if revise is not None:

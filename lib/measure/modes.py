@@ -35,6 +35,7 @@ def answer(
     budget: int | None = None,
     max_new_tokens: int = 160,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 256,
     equal: Callable[[str, str], bool] = eq,
@@ -59,10 +60,11 @@ def answer(
             "majority needs samples of 1 or more and a temperature above 0: greedy votes are equal"
         )
     engine, tasks = as_engine(policy, batch_size=batch_size), [_as_task(question) for question in questions]
-    force = partial(force_answers, engine, sampling=Sampling(temperature, seed=seed)) if budget else None
+    force = partial(force_answers, engine, sampling=Sampling(temperature, top_p, seed)) if budget else None
 
     def asked(chosen: Sequence[Task], prefix: str) -> list[Rollout]:
-        named: dict[str, Any] = {"method": method, "mode": mode, "temperature": temperature, "seed": seed}
+        named: dict[str, Any] = {"method": method, "mode": mode, "temperature": temperature}
+        named |= {"top_p": top_p, "seed": seed}
         cap = budget or max_new_tokens
         return ask(engine, chosen, prefix=prefix, max_new_tokens=cap, revise=force, **named)
 

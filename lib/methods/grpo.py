@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import torch
 
 from lib.checked import Range
-from lib.methods.base import DIAL, Count, Group, MethodConfig, Progress, every_token
+from lib.methods.base import DIAL, Count, Group, MethodConfig, Progress, Share, every_token
 
 KL = Literal["k1", "k2", "k3", "k3_clamped"]
 Mean = Literal["token", "sequence", "group"]
@@ -169,6 +169,7 @@ class GRPO(GroupRelative):
     updates: Count = 4  # ARM makes 6 unequal ones, TRL's are equal
     beta: Annotated[float, Range(0)] = 1e-3
     advantage_eps: Annotated[float, Range(0)] = 1e-6
+    weight_decay: Share = 0.01  # ARM's code; the paper does not say
 
     @classmethod
     def code(cls, base: str, **changes: Any) -> Self:
@@ -185,6 +186,6 @@ class GRPO(GroupRelative):
     @classmethod
     def cpu(cls, base: str = "dial-sft", **changes: Any) -> Self:
         """For the dial world: one update a batch, no reference model."""
-        small = DIAL | {"prompts": 12, "updates": 1, "beta": 0.0}
+        small = DIAL | {"prompts": 12, "updates": 1, "beta": 0.0, "weight_decay": 0.0}
         # At a constant rate to the end, Ada-GRPO stayed three points below GRPO in accuracy.
         return cls(base=base, **small | {"cooldown": 0.3} | changes)

@@ -18,6 +18,7 @@ def sample_reference(
     *,
     samples: int = 16,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     max_new_tokens: int = 160,
     seed: int = 0,
     questions_at_once: int = 64,
@@ -29,7 +30,7 @@ def sample_reference(
     other settings is refused.
     """
     settings = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens}
-    settings["seed"] = seed
+    settings |= {"seed": seed} | ({"top_p": top_p} if top_p < 1 else {})
     lines = KeptLines(path)
     head, *stored = lines.read() or [None]
     if head is None:
@@ -49,6 +50,7 @@ def sample_reference(
             read=read_thinking,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            top_p=top_p,
             seed=seed + len(found),
         )
         new = {t.id: _fared(rollouts[i * samples : (i + 1) * samples]) for i, t in enumerate(chosen)}
