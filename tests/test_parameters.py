@@ -46,7 +46,8 @@ def bad_values(parameter):
     }
     texts = [word for kind in kinds if kind in words for word in words[kind]]
     if parameter.type == "str" and not kinds & set(words):  # a choice: misspelt, in capitals
-        texts = [parameter.default.upper() + "x", f"{parameter.default} ", parameter.default.capitalize()]
+        word = parameter.default or min(kinds - {"empty"})
+        texts = [word.upper() + "x", f"{word} ", word.capitalize()]
     return of_type + texts + ([] if "empty" in kinds or parameter.type != "str" else [""])
 
 
