@@ -164,6 +164,7 @@ CHILD = """
     from lib.methods.sft import SFTConfig, train_sft
     from lib.runs import Run
     given = json.load(open(sys.argv[1]))
+    signal.signal(signal.SIGHUP, getattr(signal, sys.argv[3]))  # these tests may run under nohup
     def stop(line):
         if line.startswith("step     1 "):
             os.kill(os.getpid(), int(sys.argv[2]))
@@ -172,19 +173,32 @@ CHILD = """
 """
 
 
+def train_in_a_child(given, how, hangup="SIG_DFL"):
+    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(given), str(int(how)), hangup]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 def test_a_scheduler_that_ends_a_job_loses_nothing(how, sft, tmp_path):
     sft = replace(sft, save_every=4)
     run, straight = start_run("ended", "cpu", {}), start_run("straight", "cpu", {})
     given = {"config": vars(sft), "rows": ROWS[4:], "validation": ROWS[:4], "folder": str(run.folder)}
     write_json(tmp_path / "given.json", given)
-    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(tmp_path / "given.json"), str(int(how))]
-    child = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    child = train_in_a_child(tmp_path / "given.json", how)
     assert child.returncode == -how, child.stderr
     assert "saved at step 2" in child.stdout
     actual, _, facts = train_sft(sft, ROWS[4:], ROWS[:4], run)
     expected, _, _ = train_sft(sft, ROWS[4:], ROWS[:4], straight)
     assert facts["resumed"] and same_weights(actual, expected)
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(sft, tmp_path):
+    run = start_run("nohup", "cpu", {})
+    given = {"config": vars(sft), "rows": ROWS[4:], "validation": ROWS[:4], "folder": str(run.folder)}
+    write_json(tmp_path / "given.json", given)
+    child = train_in_a_child(tmp_path / "given.json", signal.SIGHUP, "SIG_IGN")
+    assert child.returncode == 0, child.stderr
+    assert (run.checkpoint / "result").exists()
 
 
 def test_signals_are_given_back_where_training_fails(sft, monkeypatch):

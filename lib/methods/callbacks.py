@@ -51,7 +51,8 @@ class RunCallback(TrainerCallback):
             raise NothingLeftError
         self._begun = time.monotonic()
         if threading.current_thread() is threading.main_thread():  # signals reach no other
-            self._old_handlers = {number: signal.signal(number, self._stop) for number in STOPPING}
+            heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+            self._old_handlers = {number: signal.signal(number, self._stop) for number in heard}
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
