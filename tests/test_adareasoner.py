@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lib.bandit.actions import HEADS, Action, ActionSpace
-from lib.bandit.environments import LLMEnvironment, Surface, simulated_surface
+from lib.bandit.environments import LLMEnvironment, Surface
 from lib.bandit.learner import (
     ConfigurationPolicy,
     action_probabilities,
@@ -303,7 +303,7 @@ class Probe:
 
 
 def make(run=None, fail=lambda call: None, **options):
-    embeddings, surface = simulated_surface(SMALL, seed=2, questions=20)
+    embeddings, surface = bandits.simulated_surface(SMALL, seed=2, questions=20)
     torch.manual_seed(0)
     config = BanditConfig(**{"updates": 12, "batch_size": 8, "save_every": 4, **options})
     environment = Probe(surface, fail=fail)

@@ -5,8 +5,8 @@ import torch
 
 from lib.bandit import off_policy
 from lib.bandit.actions import ActionSpace
-from lib.bandit.environments import simulated_surface
-from lib.bandit.rivals import ConfigurationBandit, LinearBandit, best_fixed, random_actions, regret
+from lib.studies.bandits import simulated_surface
+from lib.studies.rivals import ConfigurationBandit, LinearBandit, best_fixed, random_actions, regret
 
 SPACE = ActionSpace(("a", "b", "c"), (0.0, 0.5), (1, 2))
 

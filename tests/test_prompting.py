@@ -14,6 +14,7 @@ from lib.bandit import embedders, judges, prompting
 from lib.bandit.actions import Action, ActionSpace
 from lib.bandit.llms import LocalLLM, Request
 from lib.policies.load import load_policy
+from lib.studies import prompting_baselines as baselines
 
 
 class Scripted:
@@ -57,25 +58,25 @@ def test_reading_a_reply(reply, answer):
 
 def test_self_consistency_counts_answers_and_leaves_out_what_cannot_be_read():
     replies = ["Answer: 1", "?", "Answer: 2", "Answer: 2", "?"]
-    assert prompting.self_consistency(replies, prompting.read_reply) == "2"
-    assert prompting.self_consistency(["?"], prompting.read_reply) is None
+    assert baselines.self_consistency(replies, prompting.read_reply) == "2"
+    assert baselines.self_consistency(["?"], prompting.read_reply) is None
 
 
 def test_best_of_n_takes_the_best_and_sampling_drops_failures():
     llm = Scripted(lambda r: None if r.seed == 1 else "x" * r.seed)
-    ((*replies,),) = prompting.sample(llm, ["p"], count=4, temperature=1.0)
-    assert replies == ["", "xx", "xxx"] and prompting.best_of_n(replies, len) == "xxx"
-    assert prompting.best_of_n([], len) is None
+    ((*replies,),) = baselines.sample(llm, ["p"], count=4, temperature=1.0)
+    assert replies == ["", "xx", "xxx"] and baselines.best_of_n(replies, len) == "xxx"
+    assert baselines.best_of_n([], len) is None
 
 
 def test_auto_cot_takes_one_answered_example_near_each_centre():
     embeddings = torch.tensor([[0.0, 0.0], [0.1, 0.0], [5.0, 5.0], [5.1, 5.0], [5.05, 5.0]])
     replies = ["a", "b", "c", "d", None]
-    examples = prompting.auto_cot_examples(list("12345"), embeddings, replies, count=2, seed=0)
+    examples = baselines.auto_cot_examples(list("12345"), embeddings, replies, count=2, seed=0)
     assert (
         len(examples) == 2 and {e[0] for e in examples} & {"1", "2"} and {e[0] for e in examples} & {"3", "4"}
     )
-    assert prompting.with_examples("Q", [("P", "R")]) == "P R\nQ"
+    assert baselines.with_examples("Q", [("P", "R")]) == "P R\nQ"
 
 
 def test_the_tree_follows_the_beginning_whose_continuations_agree():
@@ -88,22 +89,22 @@ def test_the_tree_follows_the_beginning_whose_continuations_agree():
         return "good\nAnswer: 7" if request.seed % 4 in (0, 1, 2) else "bad\nAnswer: 1"
 
     llm = Scripted(rule)
-    assert prompting.tree_of_thoughts(llm, "Q", prompting.read_reply) == "7"
-    assert prompting.tree_of_thoughts(Scripted(lambda r: None), "Q", prompting.read_reply) is None
+    assert baselines.tree_of_thoughts(llm, "Q", prompting.read_reply) == "7"
+    assert baselines.tree_of_thoughts(Scripted(lambda r: None), "Q", prompting.read_reply) is None
     assert any("good" in r.prompt for r in llm.asked)  # it went on from a kept beginning
 
 
 def test_reflection_shows_the_first_attempt_and_falls_back_on_it():
     llm = Scripted(lambda r: "Answer: 2" if "Q1" in r.prompt else None)
     first = ["Answer: 1", "Answer: 5", None]
-    assert prompting.reflect(llm, ["Q1", "Q2", "Q3"], first) == ["Answer: 2", "Answer: 5", None]
+    assert baselines.reflect(llm, ["Q1", "Q2", "Q3"], first) == ["Answer: 2", "Answer: 5", None]
     assert len(llm.asked) == 2 and "Answer: 1" in llm.asked[0].prompt
-    prompting.reflect(llm, ["Q1"], ["R"], ask="{prompt} {reply}\n{prompt}")
+    baselines.reflect(llm, ["Q1"], ["R"], ask="{prompt} {reply}\n{prompt}")
     assert llm.asked[-1].prompt == "Q1 R\nQ1"
 
 
 def test_a_meter_counts_what_every_reply_costs():
-    metered = prompting.Metered(
+    metered = baselines.Metered(
         Scripted(lambda r: None if r.seed else "one two"), lambda t: len(t.split()), 9
     )
     assert metered.ask([Request("p", 0.0), Request("p", 0.0, 1)]) == ["one two", None]
@@ -115,8 +116,8 @@ def test_a_meter_counts_what_every_reply_costs():
 def test_selection_takes_the_medoid_of_the_largest_group():
     angles = torch.tensor([0.0, 0.1, 0.2, 1.5, 1.6])
     embeddings = torch.stack([angles.cos(), angles.sin()], 1)
-    assert prompting.select_by_cluster(list("abcde"), embeddings) == "b"
-    assert prompting.select_by_cluster([], embeddings[:0]) is None
+    assert baselines.select_by_cluster(list("abcde"), embeddings) == "b"
+    assert baselines.select_by_cluster([], embeddings[:0]) is None
 
 
 # ---- a local model as the frozen LLM

@@ -1,12 +1,12 @@
-"""AdaReasoner: how a frozen LLM is asked, learnt as a contextual bandit and held against rivals.
+"""AdaReasoner: how a frozen LLM is asked, learnt as a contextual bandit.
 
 actions: what can be chosen · environments: what answers · learner: formulas and policy · training: the loop ·
-rivals: fixed and linear learners · off_policy: what another policy would have earned · embedders, judges,
-llms, prompting: questions in, replies out.
+off_policy: what another policy would have earned · embedders, judges, llms, prompting: questions in, replies
+out. The rivals and baselines that notebook 06 holds it against are in lib.studies.
 """
 
 from lib.bandit.actions import HEADS, Action, ActionSpace
-from lib.bandit.environments import LLMEnvironment, Surface, simulated_surface
+from lib.bandit.environments import LLMEnvironment, Surface
 from lib.bandit.learner import (
     ConfigurationPolicy,
     annealed_temperature,
@@ -29,5 +29,4 @@ __all__ = [
     "boltzmann_probabilities",
     "choose",
     "reinforce_loss",
-    "simulated_surface",
 ]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from lib.bandit.actions import Action, ActionSpace
 from lib.bandit.llms import LLM, Request
@@ -57,29 +56,6 @@ class LLMEnvironment:
                 sample %= self.samples
             requests.append(Request(self.render(question, action), action.temperature, sample))
         return self.llm.ask(requests)
-
-
-def simulated_surface(
-    action_space: ActionSpace, *, questions: int = 100, kinds: int = 4, noise: float = 0.1, seed: int = 0
-) -> tuple[torch.Tensor, Surface]:
-    """Embeddings (N, 16) of questions of several kinds, and a surface with one best action for each kind.
-
-    The reward is a product of three parts, each 1 at the best value of its head. Instructions are worth 0.2
-    to 0.8 at random; temperature and steps fall off with their distance, to 0.37 after a third of the range.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    sizes = list(action_space.sizes.values())
-    best = torch.stack([torch.randint(size, (kinds,), generator=generator) for size in sizes])
-    parts = [0.2 + 0.6 * torch.rand(kinds, sizes[0], generator=generator)]
-    parts[0][torch.arange(kinds), best[0]] = 1.0
-    for size, centre in zip(sizes[1:], best[1:], strict=True):
-        distance = (torch.arange(size) - centre[:, None]) / max(1.0, size / 3)
-        parts.append(torch.exp(-(distance**2)))
-    values = torch.einsum("ki,kt,ks->kits", *parts).flatten(1)
-    contexts = torch.arange(questions) % kinds
-    directions = torch.randn(kinds, 16, generator=generator)
-    embeddings = directions[contexts] + noise * torch.randn(questions, 16, generator=generator)
-    return nn.functional.normalize(embeddings, dim=-1), Surface(values, contexts)
 
 
 class Surface:

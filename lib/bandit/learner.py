@@ -100,11 +100,6 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
     return -(wide * wide.clamp_min(1e-12).log()).sum(-1)
 
 
-def regret_bound(steps: int, actions: int) -> float:
-    """The paper's bound without its constant: sqrt(K |A| ln |A|), for rewards in [0, 1] (appendix B)."""
-    return math.sqrt(steps * actions * math.log(actions))
-
-
 # ---- the policy --------------------------------------------------------------------------------
 
 

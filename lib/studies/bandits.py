@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 from lib.bandit.actions import HEADS, ActionSpace
-from lib.bandit.environments import Environment, Surface, simulated_surface
+from lib.bandit.environments import Environment, Surface
 from lib.bandit.learner import ConfigurationPolicy, choose
-from lib.bandit.rivals import ConfigurationBandit, best_fixed, random_actions, regret
 from lib.bandit.training import BanditConfig, BanditTrainer
 from lib.dial import frozen_llm
 from lib.dial.world import Question
@@ -31,6 +30,7 @@ from lib.engines.local import decision_states
 from lib.measure.intervals import mean_interval, seed_interval
 from lib.policies.load import load_policy
 from lib.runs import ROOT, provenance, write_json
+from lib.studies.rivals import ConfigurationBandit, best_fixed, random_actions, regret
 
 RUNS = ROOT / "data" / "reference_runs" / "06_adareasoner"
 SURFACE_RUNS = ROOT / "data" / "reference_runs" / "06_simulated_surface"
@@ -209,6 +209,30 @@ def run_method(name: str, seed: int, config: BanditConfig = DEFAULTS) -> dict[st
 
 
 # ---- the simulated surface ---------------------------------------------------------------------
+
+
+def simulated_surface(
+    action_space: ActionSpace, *, questions: int = 100, kinds: int = 4, noise: float = 0.1, seed: int = 0
+) -> tuple[torch.Tensor, Surface]:
+    """Embeddings (N, 16) of questions of several kinds, and a surface with one best action for each kind.
+
+    The reward is a product of three parts, each 1 at the best value of its head. Instructions are worth 0.2
+    to 0.8 at random; temperature and steps fall off with their distance, to 0.37 after a third of the range.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = list(action_space.sizes.values())
+    best = torch.stack([torch.randint(size, (kinds,), generator=generator) for size in sizes])
+    parts = [0.2 + 0.6 * torch.rand(kinds, sizes[0], generator=generator)]
+    parts[0][torch.arange(kinds), best[0]] = 1.0
+    for size, centre in zip(sizes[1:], best[1:], strict=True):
+        distance = (torch.arange(size) - centre[:, None]) / max(1.0, size / 3)
+        parts.append(torch.exp(-(distance**2)))
+    values = torch.einsum("ki,kt,ks->kits", *parts).flatten(1)
+    contexts = torch.arange(questions) % kinds
+    directions = torch.randn(kinds, 16, generator=generator)
+    embeddings = directions[contexts] + noise * torch.randn(questions, 16, generator=generator)
+    return torch.nn.functional.normalize(embeddings, dim=-1), Surface(values, contexts)
+
 
 SURFACE_RULES: dict[str, dict[str, Any]] = {
     "ours": {"batch_size": 64},  # chosen by SURFACE_TRIALS

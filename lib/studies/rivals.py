@@ -151,3 +151,8 @@ def random_actions(count: int, size: int, seed: int) -> torch.Tensor:
 def regret(environment: Surface, questions: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
     """Cumulative expected regret over decisions in their order, (N,), on a surface that knows the optimum."""
     return (environment.optimal(questions) - environment.expected(questions, actions)).cumsum(0)
+
+
+def regret_bound(steps: int, actions: int) -> float:
+    """The paper's bound without its constant: sqrt(K |A| ln |A|), for rewards in [0, 1] (appendix B)."""
+    return math.sqrt(steps * actions * math.log(actions))

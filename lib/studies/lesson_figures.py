@@ -1,0 +1,206 @@
+"""Figures of the dial world, and those of one of notebooks 00 to 04 alone; the look is measure.figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.formats import ReasoningFormat
+from lib.measure.figures import COLOURS, MARKERS, METHODS, NAMES, PALETTE, grouped_bars, stacked_bars
+from lib.measure.intervals import seed_interval
+
+TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88"}
+
+
+def staircase(
+    summary: pd.DataFrame, *, reach: Mapping[str, int] | None = None, ax: Axes | None = None
+) -> Figure:
+    """Accuracy by depth, a line per format with its 95 % interval; `reach` marks the predicted steps."""
+    figure, ax = (ax.figure, ax) if ax is not None else plt.subplots()
+    shade_tiers(ax, int(summary["depth"].max()))
+    for format, rows in summary.groupby("format", sort=False):
+        _accuracy_line(ax, rows, "depth", **_look(format))
+        if reach and reach[format] < summary["depth"].max():
+            ax.axvline(reach[format] + 0.5, color=COLOURS[format], ls=":", lw=1.2)
+    ax.axhline(0.1, color="0.4", lw=0.8, ls="--")
+    ax.text(summary["depth"].min() - 0.4, 0.045, "guessing", fontsize=8, color="0.3")
+    ax.set(xlabel="depth of the question (operations)", ylabel="accuracy", ylim=(0, 1.04))
+    ax.set_xticks(sorted(summary["depth"].unique()))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def accuracy_and_tokens(summary: pd.DataFrame) -> Figure:
+    """Two panels over depth: what each format gets right, and what it costs."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    staircase(summary, ax=left)
+    left.get_legend().remove()
+    shade_tiers(right, int(summary["depth"].max()))
+    for format, rows in summary.groupby("format", sort=False):
+        right.plot(rows["depth"], rows["tokens"], **_look(format), ms=5)
+        middle = rows.iloc[len(rows) // 2]
+        right.annotate(
+            NAMES[format],
+            (middle["depth"], middle["tokens"]),
+            (-6, 8),
+            textcoords="offset points",
+            ha="right",
+        )
+    right.set(xlabel="depth of the question (operations)", ylabel="mean tokens per response", ylim=(0, None))
+    right.set_xticks(left.get_xticks())
+    return figure
+
+
+def loss_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
+    """Training loss by step, a line per run; the first is the reference and is drawn pale."""
+    figure, ax = plt.subplots()
+    for index, (name, rows) in enumerate(runs.items()):
+        style = {"color": "0.65", "lw": 3} if index == 0 else {"color": PALETTE[index - 1], "lw": 1.5}
+        ax.plot(rows["step"], rows["loss"], label=name, **style)
+    ax.set(xscale="log", yscale="log", xlabel="step (log scale)", ylabel="loss (nats per token, log scale)")
+    ax.legend(frameon=False)
+    return figure
+
+
+def kept_and_dropped(fates: pd.DataFrame) -> Figure:
+    """Stacked bars: responses of each format (rows) that were kept, and dropped for each reason (columns)."""
+    fates = fates[["kept", *(reason for reason in fates.columns if reason != "kept")]]
+    figure, ax = stacked_bars(fates, [PALETTE[2], *(PALETTE[k] for k in (3, 1, 4, 5, 7, 8, 9))], "{:.0f}")
+    ax.set(xlabel="responses", ylabel="format")
+    return figure
+
+
+def tokens_by_format(rows: pd.DataFrame) -> Figure:
+    """Mean tokens of each format, a group of bars per tier; each bar carries its number."""
+    means = rows.groupby(["tier", "format"])["tokens"].mean().unstack()
+    tiers = [tier for tier in TIER_SHADES if tier in means.index]
+    formats = [format for format in ReasoningFormat if format in means.columns]
+    return grouped_bars(means.loc[tiers, formats], ylabel="mean tokens per completion", fmt="%.0f")
+
+
+def quantisation(weight: torch.Tensor, restored: torch.Tensor, levels: torch.Tensor) -> Figure:
+    """Two panels: weights (out, in) over the largest of their block of 64, with the levels; their errors."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    blocks = weight.reshape(-1, 64)
+    left.hist((blocks / blocks.abs().amax(1, keepdim=True)).flatten().numpy(), bins=120, color="0.7")
+    for level in levels.tolist():
+        left.axvline(level, color=PALETTE[0], lw=0.8)
+    left.set(xlabel="weight / largest of its block", ylabel="number of weights", xticks=(-1, -0.5, 0, 0.5, 1))
+    bins = torch.linspace(weight.min(), weight.max(), 100).numpy()
+    right.hist(weight.flatten().numpy(), bins=bins, color="0.8", label="weight")
+    error = (restored - weight).flatten().numpy()
+    right.hist(error, bins=bins, color=PALETTE[1], histtype="step", lw=1.5, label="error of NF4")
+    right.set(xlabel="value", ylabel="number of weights (log scale)", yscale="log")
+    right.legend(frameon=False)
+    return figure
+
+
+def memory_bars(plan: pd.DataFrame) -> Figure:
+    """Memory to train (`gb`): a group of bars per `size`, a bar per `method`; lines mark common cards."""
+    figure, ax = plt.subplots()
+    sns.barplot(plan, x="size", y="gb", hue="method", ax=ax)
+    for card in (8, 24, 80):
+        ax.axhline(card, color="0.3", lw=0.8, ls="--")
+        ax.text(-0.48, card * 1.06, f"{card} GB card", fontsize=8, color="0.3")
+    ax.set(yscale="log", xlabel="parameters of the base", ylabel="memory to train (GB, log scale)")
+    ax.legend(title=None, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def format_losses(metrics: pd.DataFrame) -> Figure:
+    """Training loss of each format by step, from the columns `loss_<format>` of a run's metrics."""
+    figure, ax = plt.subplots()
+    for format in ReasoningFormat:
+        if (column := f"loss_{format}") in metrics:
+            rows = metrics.dropna(subset=column)
+            ax.plot(rows["step"], rows[column], **_look(format))
+    ax.set(yscale="log", xlabel="step", ylabel="loss (nats per token, log scale)")
+    ax.legend(frameon=False)
+    return figure
+
+
+def format_curves(
+    live: Mapping[str, pd.DataFrame], reference: Mapping[str, pd.DataFrame] | None = None
+) -> Figure:
+    """Shares of the formats by step: a row of panels per method, a panel per tier.
+
+    Lines are the live run, smoothed over eight steps. Behind them, where given, the 95 % interval of the mean
+    over the seeds of the reference runs.
+    """
+    tiers = [t for t in TIER_SHADES if any(f"{t}/accuracy" in rows for rows in live.values())] or [""]
+    figure, axes = plt.subplots(
+        len(live),
+        len(tiers),
+        figsize=(2.6 * len(tiers) + 0.8, 2.2 * len(live)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (method, rows) in zip(axes, live.items(), strict=True):
+        for ax, tier in zip(row, tiers, strict=True):
+            for format in ReasoningFormat:
+                name = f"{tier}/format/{format}_share".removeprefix("/")
+                if reference and name in reference.get(method, ()):
+                    band = seed_band(reference[method], name)
+                    ax.fill_between(
+                        band.index, band["low"], band["high"], color=COLOURS[format], alpha=0.25, lw=0
+                    )
+                smooth = rows[name].rolling(8, min_periods=1).mean()
+                ax.plot(rows["step"], smooth, color=COLOURS[format], label=NAMES[format], lw=1.8)
+            ax.set(ylim=(0, 1.02), title=f"{METHODS.get(method, method)}, {tier}".removesuffix(", "))
+        row[0].set_ylabel("share of responses")
+    for ax in axes[-1]:
+        ax.set_xlabel("update")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def seed_band(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The 95 % interval of the mean over seeds at each step, inside [0, 1]: columns low and high."""
+    intervals = runs.groupby("step")[name].apply(lambda values: seed_interval(values)[1:])
+    return pd.DataFrame(intervals.tolist(), index=intervals.index, columns=["low", "high"]).clip(0, 1)
+
+
+def budget_curves(summary: pd.DataFrame) -> Figure:
+    """Accuracy with its 95 % interval against mean tokens, a line per policy, a point per budget."""
+    figure, ax = plt.subplots()
+    for place, (policy, rows) in enumerate(summary.groupby("policy", sort=False)):
+        colour, rows = PALETTE[(0, 3)[place % 2]], rows.sort_values("budget")
+        _accuracy_line(ax, rows, "tokens", color=colour, marker="o^"[place % 2], label=policy)
+        small = {"textcoords": "offset points", "fontsize": 8, "color": colour}
+        for point in rows.itertuples():
+            ax.annotate(f"{point.budget:.0f}", (point.tokens, point.accuracy), (3, -12), **small)
+    ax.set(xlabel="mean tokens per response (at each point: the budget)", ylabel="accuracy", ylim=(0, 1.04))
+    ax.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def shade_tiers(ax: Axes, deepest: int) -> None:
+    """Shade the depths of the three tiers and name them."""
+    for name, (low, high) in {"easy": (1, 2), "medium": (3, 6), "hard": (7, max(deepest, 7))}.items():
+        if low <= deepest:
+            ax.axvspan(low - 0.5, high + 0.5, color=TIER_SHADES[name], zorder=0, lw=0)
+            place = ax.get_xaxis_transform()  # x in depths, y in parts of the axis
+            ax.text((low + high) / 2, 1.015, name, ha="center", fontsize=9, color="0.25", transform=place)
+    ax.set_xlim(0.5, deepest + 0.5)
+
+
+def _accuracy_line(ax: Axes, rows: pd.DataFrame, x: str, **look: Any) -> None:
+    """Accuracy over a column, with its interval behind it."""
+    ax.fill_between(
+        rows[x], rows["accuracy_low"], rows["accuracy_high"], color=look["color"], alpha=0.2, lw=0
+    )
+    ax.plot(rows[x], rows["accuracy"], ms=5, **look)
+
+
+def _look(format: str) -> dict[str, Any]:
+    """How the points of a format are drawn and named."""
+    return {"color": COLOURS[format], "marker": MARKERS[format], "label": NAMES[format]}
