@@ -12,9 +12,6 @@ import torch
 HEADS: tuple[Literal["instruction", "temperature", "steps"], ...] = ("instruction", "temperature", "steps")
 
 
-# ---- the action space --------------------------------------------------------------------------
-
-
 class Action(NamedTuple):
     """One configuration of the frozen LLM."""
 
@@ -113,10 +110,4 @@ class ActionSpace:
 
     def split(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         """Indices of actions (B,) as indices per head, (B,) each."""
-        sizes = self.sizes
-        rest, steps = indices // sizes["steps"], indices % sizes["steps"]
-        return {
-            "instruction": rest // sizes["temperature"],
-            "temperature": rest % sizes["temperature"],
-            "steps": steps,
-        }
+        return dict(zip(HEADS, torch.unravel_index(indices, tuple(self.sizes.values())), strict=True))

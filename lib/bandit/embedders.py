@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import pipeline
 
 Embedder = Callable[[Sequence[str]], torch.Tensor]  # texts -> (N, D)
 
@@ -27,42 +27,18 @@ def hashed_ngrams(texts: Sequence[str], *, dim: int = 256, longest: int = 2) -> 
     return normalize(rows, dim=-1)
 
 
-@torch.inference_mode()
-def mean_hidden_state(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    *,
-    batch_size: int = 64,
-    max_length: int = 512,
-) -> torch.Tensor:
-    """The last layer's states, averaged over the tokens of each text, unit length: (N, width).
-
-    This is the released code's embedding with BERT; with the frozen LLM's own states it needs no download.
-    """
-    parts = []
-    for first in range(0, len(texts), batch_size):
-        batch = tokenizer(
-            list(texts[first : first + batch_size]),
-            return_tensors="pt",
-            padding=True,
-            truncation=True,
-            max_length=max_length,
-        ).to(model.device)
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        states = model(**inputs, output_hidden_states=True).hidden_states[-1].float()
-        mask = inputs["attention_mask"][..., None]
-        parts.append(((states * mask).sum(1) / mask.sum(1)).cpu())
-    return normalize(torch.cat(parts), dim=-1)
-
-
 def text_encoder(name_or_path: str) -> Embedder:
-    """A pre-trained encoder by name or path, e.g. "bert-base-uncased" (the paper's) or a sentence encoder."""
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    model = AutoModel.from_pretrained(name_or_path).eval()
-    if torch.accelerator.is_available():
-        model = model.to(torch.accelerator.current_accelerator())
-    return lambda texts: mean_hidden_state(model, tokenizer, texts)
+    """A pre-trained encoder by name or path, e.g. "bert-base-uncased" (the paper's) or a sentence encoder.
+
+    The last layer's states, averaged over the tokens of each text as in the released code, unit length.
+    """
+    cut = {"truncation": True, "max_length": 512}
+    states = pipeline("feature-extraction", model=name_or_path, return_tensors=True, tokenize_kwargs=cut)
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:  # one by one: a batch would bring padding into the mean
+        return normalize(torch.stack([found[0].float().mean(0) for found in states(list(texts))]), dim=-1)
+
+    return embed
 
 
 def cached(embedder: Embedder, folder: Path, name: str) -> Embedder:

@@ -12,8 +12,6 @@ import torch
 from lib.bandit.actions import Action, ActionSpace
 from lib.bandit.llms import LLM, Request
 
-# ---- environments ------------------------------------------------------------------------------
-
 
 class Environment(Protocol):
     """Asks the frozen LLM: questions (B,) and actions (B,) as indices -> rewards (B,), NaN for no answer."""

@@ -27,19 +27,14 @@ def annealed_temperature(step: int, initial: float, decay: float) -> float:
     return initial * decay**step
 
 
-def linear_temperature(step: int, initial: float = 1.0, slope: float = 1e-4, floor: float = 0.1) -> float:
+def linear_temperature(step: int, initial: float = 1.0) -> float:
     """The schedule of the released code; it counts questions, so 100 of them leave tau at 0.99."""
-    return max(initial - slope * step, floor)
+    return max(initial - 1e-4 * step, 0.1)
 
 
-def log_probabilities(
-    logits: Mapping[str, torch.Tensor], actions: Mapping[str, torch.Tensor], temperature: float = 1.0
-) -> dict[str, torch.Tensor]:
-    """log pi_j(a_j) of each head: logits (B, K), actions (B,) -> (B,); they add up to the joint (eq. 2)."""
-    return {
-        head: torch.log_softmax(logits[head] / temperature, -1).gather(-1, actions[head][:, None])[:, 0]
-        for head in logits
-    }
+def _chosen(values: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """The value of the action taken in each row: (B, K), (B,) -> (B,)."""
+    return values.gather(-1, actions[:, None])[:, 0]
 
 
 def reinforce_loss(
@@ -57,8 +52,8 @@ def reinforce_loss(
     the paper samples at tau and differentiates at 1.
     """
     advantages = (rewards if baseline is None else rewards - baseline).detach()
-    log_probs = sum(log_probabilities(logits, actions, temperature).values())
-    return -(advantages * log_probs).mean()
+    log_probs = (_chosen((logits[j] / temperature).log_softmax(-1), actions[j]) for j in logits)
+    return -(advantages * sum(log_probs)).mean()
 
 
 def zscores(rewards: torch.Tensor, before: torch.Tensor, window: int) -> torch.Tensor:
@@ -88,9 +83,8 @@ def released_loss(
     """
     terms = []
     for head in logits:
-        chosen = logits[head].gather(-1, actions[head][:, None])[:, 0]
-        probs = boltzmann_probabilities(logits[head], temperature).gather(-1, actions[head][:, None])[:, 0]
-        terms.append(rewards * chosen / (probs.detach() + 1e-8))
+        probs = _chosen(boltzmann_probabilities(logits[head], temperature), actions[head]).detach()
+        terms.append(rewards * _chosen(logits[head], actions[head]) / (probs + 1e-8))
     return sum(terms, start=torch.zeros(())).mean()
 
 
@@ -187,7 +181,7 @@ def choose(
         else:
             probs = boltzmann_probabilities(logits, temperature)
             choices[head] = torch.multinomial(probs, 1, generator=drawn)[:, 0]
-            propensities[head] = probs.gather(-1, choices[head][:, None])[:, 0]
+            propensities[head] = _chosen(probs, choices[head])
         if head not in (*heads, "joint"):
             size = logits.shape[-1]
             choices[head] = torch.randint(size, (len(logits),), generator=blind)

@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import math
 import signal
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from lib.bandit.actions import HEADS
 from lib.bandit.environments import Environment
@@ -36,9 +35,7 @@ from lib.bandit.learner import (
     zscores,
 )
 from lib.checked import Range, check_fields
-from lib.runs import Run, digest
-
-# ---- training ----------------------------------------------------------------------------------
+from lib.runs import Run, digest, write_atomically
 
 
 class NoAnswersError(RuntimeError):
@@ -109,13 +106,13 @@ class BanditTrainer:
         self.optimizer = make(policy.parameters(), lr=config.learning_rate)
         self.step = 0
         self.decisions: list[dict[str, Any]] = []
-        self._kept: dict[int, deque[float]] = {}  # the last rewards of each question
+        self._last_rewards = defaultdict[int, deque[float]](lambda: deque(maxlen=config.question_window))
         self.history: list[dict[str, float]] = []
         self.interrupted = False
         if run is not None:
             start = {"policy": digest(dict(policy.state_dict())), "embeddings": digest(embeddings)}
             run.claim(asdict(config) | start, say=print)
-            if (run.checkpoint / "policy.safetensors").exists():
+            if (run.checkpoint / "trainer.pt").exists():
                 self._load(run)
 
     def train(
@@ -188,15 +185,17 @@ class BanditTrainer:
             return zscores(rewards, torch.tensor(past) + config.reward_shift, config.window)
         window = torch.tensor(past) + config.reward_shift if past else rewards
         if config.baseline == "question":
-            means = {q: sum(kept) / len(kept) for q, kept in self._kept.items()}
+            means = {q: sum(last) / len(last) for q, last in self._last_rewards.items()}
             usual = window.mean().item() - config.reward_shift
             baseline = torch.tensor([means.get(q, usual) for q in questions.tolist()])
             return rewards - baseline - config.reward_shift
         return rewards - window.mean()
 
-    def _keep(self, question: int, reward: float | None) -> None:
-        if reward is not None:
-            self._kept.setdefault(question, deque(maxlen=self.config.question_window)).append(reward)
+    def _keep(self, decisions: Iterable[dict[str, Any]]) -> None:
+        for decision in decisions:
+            self.decisions.append(decision)
+            if decision["reward"] is not None:
+                self._last_rewards[decision["question"]].append(decision["reward"])
 
     def _record(
         self,
@@ -214,12 +213,10 @@ class BanditTrainer:
             "propensity": chosen.propensity.tolist(),
             "reward": [None if math.isnan(reward) else reward for reward in rewards.tolist()],
         }
-        heads = {head: p.tolist() for head, p in chosen.propensities.items()}
-        for index in range(len(questions)):
-            decision = {name: values[index] for name, values in columns.items()}
-            decision["propensities"] = {head: values[index] for head, values in heads.items()}
-            self.decisions.append({"step": self.step, **decision})
-            self._keep(decision["question"], decision["reward"])
+        heads = zip(*(p.tolist() for p in chosen.propensities.values()), strict=True)
+        columns["propensities"] = [dict(zip(chosen.propensities, row, strict=True)) for row in heads]
+        rows = zip(*columns.values(), strict=True)
+        self._keep({"step": self.step} | dict(zip(columns, row, strict=True)) for row in rows)
         row = {
             "step": self.step,
             "loss": loss,
@@ -231,65 +228,44 @@ class BanditTrainer:
             row[f"entropy/{head}"] = entropy(boltzmann_probabilities(values.detach(), tau)).mean().item()
         self.history.append(row)
         if self.run is not None:
-            self.run.log(self.step, {key: value for key, value in row.items() if key != "step"})
+            self.run.log(self.step, row)
         return row
 
     # -- saving and resuming
 
     def save(self) -> None:
-        """Write policy, optimizer and decisions to the run's checkpoint; each file in one step."""
+        """Write decisions, and policy and optimizer, to the run's checkpoint; each file in one step."""
         if self.run is None:
             return
-        folder = self.run.checkpoint
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"policy.{name}": value.contiguous() for name, value in self.policy.state_dict().items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{number}.{name}": torch.as_tensor(value).clone() for name, value in state.items()
-            }
         lines = "".join(json.dumps(decision) + "\n" for decision in self.decisions)
-        (folder / "decisions.new").write_text(lines, encoding="utf-8")
-        (folder / "decisions.new").replace(folder / "decisions.jsonl")
-        save_file(tensors, folder / "policy.new", metadata={"step": str(self.step)})
-        (folder / "policy.new").replace(folder / "policy.safetensors")
+        write_atomically(self.run.checkpoint / "decisions.jsonl", lines)
+        states = {"policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({"step": self.step, **states}, self.run.checkpoint / "trainer.new")
+        (self.run.checkpoint / "trainer.new").replace(self.run.checkpoint / "trainer.pt")
 
     def _load(self, run: Run) -> None:
-        """Go on where the checkpoint stands; what was logged after it is dropped."""
-        folder = run.checkpoint
-        with safe_open(folder / "policy.safetensors", framework="pt") as file:
-            self.step = int(file.metadata()["step"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        states: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, field = name.split(".")
-                states.setdefault(int(number), {})[field] = tensor
-        self.policy.load_state_dict(
-            {name.removeprefix("policy."): t for name, t in tensors.items() if name.startswith("policy.")}
-        )
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-        lines = (folder / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
-        self.decisions = [row for row in map(json.loads, lines) if row["step"] <= self.step]
-        for row in self.decisions:
-            self._keep(row["question"], row["reward"])
+        """Go on where the checkpoint stands; what was decided or logged after it is dropped."""
+        kept = torch.load(run.checkpoint / "trainer.pt", weights_only=True)
+        self.step = kept["step"]
+        self.policy.load_state_dict(kept["policy"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        lines = (run.checkpoint / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
+        self._keep(row for row in map(json.loads, lines) if row["step"] <= self.step)
         run.rewind(self.step)
         self.history = run.metrics()
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """The first Ctrl-C ends training after the update under way."""
+        """Ctrl-C ends training after the update under way; it reaches no thread but the main one."""
 
         def stop(number: int, frame: Any) -> None:
             self.interrupted = True
 
         self.interrupted = False
-        try:
-            old = signal.signal(signal.SIGINT, stop)
-        except ValueError:  # not in the main thread: Ctrl-C then ends the process as usual
-            yield
-            return
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        old = signal.signal(signal.SIGINT, stop) if in_main_thread else None
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, old)
+            if in_main_thread:
+                signal.signal(signal.SIGINT, old)
