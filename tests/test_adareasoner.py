@@ -60,13 +60,10 @@ def test_indices_per_head_and_of_actions_agree_with_decode():
         assert action.steps == SMALL.steps[parts["steps"][index]]
 
 
-@pytest.mark.parametrize("index", [-1, 24])
-def test_an_index_outside_is_refused(index):
-    with pytest.raises(ValueError, match="0 to 23"):
-        SMALL.decode(index)
-
-
 def test_what_is_not_in_the_space_is_named():
+    for index in (-1, 24):
+        with pytest.raises(ValueError, match="0 to 23"):
+            SMALL.decode(index)
     with pytest.raises(ValueError, match=r"temperature 0\.3 is not"):
         SMALL.encode(Action("a", 0.3, 1))
     with pytest.raises(ValueError, match="instructions must hold"):
@@ -115,7 +112,7 @@ def test_reinforce_loss_by_hand():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
-def test_the_gradient_is_the_closed_form_and_finite_differences_agree(temperature):
+def test_the_gradient_is_the_closed_form(temperature):
     logits, actions, rewards = random_batch()
     reinforce_loss(logits, actions, rewards, temperature=temperature, baseline=0.3).backward()
     for head in logits:
@@ -123,31 +120,6 @@ def test_the_gradient_is_the_closed_form_and_finite_differences_agree(temperatur
         probs = torch.softmax(logits[head].detach() / temperature, -1)
         expected = -(rewards - 0.3)[:, None] * (chosen - probs) / (temperature * len(rewards))
         assert torch.allclose(logits[head].grad, expected, atol=1e-6, rtol=0)
-    names = list(logits)
-    assert torch.autograd.gradcheck(
-        lambda *values: reinforce_loss(
-            dict(zip(names, values, strict=True)), actions, rewards, temperature=temperature
-        ),
-        tuple(logits.values()),
-    )
-
-
-def test_the_trunks_gradient_is_the_sum_of_the_heads_gradients():
-    torch.manual_seed(0)
-    policy = ConfigurationPolicy(6, SMALL).double()
-    for head in policy.heads.values():
-        torch.nn.init.normal_(head[-1].weight)
-    embeddings = torch.randn(5, 6, dtype=torch.float64)
-    _, actions, rewards = random_batch()
-    weight = policy.trunks[0][0].weight
-
-    def gradient(heads):
-        logits = {head: values for head, values in policy(embeddings).items() if head in heads}
-        return torch.autograd.grad(reinforce_loss(logits, actions, rewards), weight)[0]
-
-    apart = sum(gradient([head]) for head in HEADS)
-    assert apart.abs().max() > 1e-3
-    assert torch.allclose(gradient(HEADS), apart, atol=1e-10)
 
 
 def test_the_expected_gradient_is_that_of_the_expected_reward():
@@ -203,15 +175,6 @@ def test_the_released_update_is_the_released_one():
         expected = torch.zeros_like(gradient)
         expected[0, actions[head][0]] = z[0] / p
         assert torch.allclose(gradient, expected, rtol=1e-4)  # the code adds 1e-8 to p
-
-
-def test_the_released_update_moves_against_the_gradient():
-    logits, actions, rewards = random_batch()
-    advantages = rewards + 0.1  # all good
-    ours = torch.autograd.grad(reinforce_loss(logits, actions, advantages), tuple(logits.values()))
-    theirs = torch.autograd.grad(released_loss(logits, actions, advantages), tuple(logits.values()))
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a * b).sum() < 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -288,18 +251,16 @@ def test_400_updates_are_enough_and_the_released_rule_ends_below_random():
 
 
 class Probe:
-    """An environment that remembers what it was asked."""
+    """An environment that counts its calls; `fail` may say which answers get lost."""
 
     def __init__(self, surface, *, fail=lambda call: None):
-        self.surface, self.fail, self.calls = surface, fail, []
+        self.surface, self.fail, self.calls = surface, fail, 0
 
     def __call__(self, questions, actions, seed):
-        self.calls.append((questions.tolist(), actions.tolist(), seed))
-        failure = self.fail(len(self.calls))
-        if isinstance(failure, BaseException):
-            raise failure
+        self.calls += 1
+        lost = self.fail(self.calls)
         rewards = self.surface(questions, actions, seed)
-        return rewards if failure is None else torch.where(failure, math.nan, rewards)
+        return rewards if lost is None else torch.where(lost, math.nan, rewards)
 
 
 def make(run=None, fail=lambda call: None, **options):
@@ -326,7 +287,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
     assert resumed.step == 5
     resumed.train()
     assert torch.equal(weights(resumed), weights(whole))
-    assert resumed.decisions == whole.decisions and len(environment.calls) == 7
+    assert resumed.decisions == whole.decisions and environment.calls == 7
     assert [row["step"] for row in run.metrics()] == list(range(1, 13))
     other, _ = make(seed=1)
     other.train()
@@ -345,7 +306,7 @@ def test_ctrl_c_saves_and_the_same_call_goes_on():
         trainer.train()
     again, environment = make(run)
     again.train()
-    assert again.step == 12 and len(environment.calls) == 9
+    assert again.step == 12 and environment.calls == 9
 
 
 def test_what_was_not_answered_is_not_learnt_from():
@@ -380,7 +341,7 @@ def test_heads_that_do_not_choose_stay_random():
     assert not trainer.policy.heads["instruction"][-1].weight.any()
 
 
-BAD_VALUES = ["no_such_name", None, -1, 0.5, float("nan"), True, ("step",)]
+BAD_VALUES = ["no_such_name", None, -1, 0.5, float("nan"), True, (), ("step",)]
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(BanditConfig)])
@@ -398,13 +359,6 @@ def accepts(field, value):
     except ValueError:
         return False
     return True
-
-
-def test_a_misspelt_name_is_told_what_was_meant():
-    with pytest.raises(ValueError, match="'adam' or 'sgd', got 'Adam'; did you mean 'adam'"):
-        BanditConfig(optimizer="Adam")
-    with pytest.raises(ValueError, match=r"heads takes one or more of instruction"):
-        BanditConfig(heads=())
 
 
 def test_an_llm_as_environment_scores_replies_and_never_failures():
@@ -444,5 +398,3 @@ def test_another_configuration_does_not_resume_the_checkpoint_of_the_last(capsys
     expected, _ = make(learning_rate=0.1)
     expected.train()
     assert torch.equal(weights(changed), weights(expected)) and changed.decisions == expected.decisions
-    again, _ = make(run)
-    assert again.step == 12, "the first one's checkpoint comes back with it"
