@@ -65,6 +65,21 @@ def task_rows(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     return [{name: getattr(task, name) for name in names} for task in tasks]
 
 
+def sft_row(task: Task, format: ReasoningFormat, text: str) -> dict[str, str]:
+    """What fine-tuning needs of a response in one format."""
+    known = {name: getattr(task, name) for name in ("tier", "source", "id", "answer")}
+    return {"prompt": task.prompt, "completion": text, "format": str(format), **known}
+
+
+def stage(key: str, sft_share: float) -> str:
+    """Whether a question serves "sft" or "rl", for ever: a hash of its key (`Task.key`).
+
+    With the same questions in both stages the model recited answers in RL (ARM, footnote 4).
+    """
+    draw = int.from_bytes(hashlib.sha256(f"stage|{key}".encode()).digest()[:8]) / 2**64
+    return "sft" if draw < sft_share else "rl"
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One response to one task, read and scored.

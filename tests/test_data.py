@@ -15,8 +15,8 @@ from lib.formats import ReasoningFormat
 from lib.sources import fits_in, load_tasks, loading
 from lib.sources.catalogue import SOURCES, sources_table
 from lib.sources.loading import DataError, Loaded, load, read_rows
-from lib.sources.overlap import duplicates, overlap, report
 from lib.sources.readers import last_boxed
+from lib.studies.overlap import duplicates, overlap, report
 
 PETS = "What barks?\n(A)a cat  (B)a dog  (C)a (very) small fish"
 REAL = os.environ.get("REAL_DATA_DIR")

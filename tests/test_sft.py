@@ -31,12 +31,13 @@ from lib.methods.sft import (
 )
 from lib.methods.sft_rows import IGNORED, encode, encode_rows, masking_faults, read_rows
 from lib.methods.training import accumulation_steps
-from lib.policies.adapters import add_lora, merge_adapter, merge_damage, start_embeddings
+from lib.policies.adapters import add_lora, merge_adapter, start_embeddings
 from lib.policies.load import load_policy
-from lib.policies.memory import memory_mb, trained_parameters, training_memory
+from lib.policies.memory import memory_mb, trained_parameters
 from lib.policies.random_models import byte_level_tokenizer
 from lib.policies.save import save_policy
 from lib.runs import start_run
+from lib.studies.qlora import merge_damage, training_memory
 from lib.tasks import FRAME
 
 

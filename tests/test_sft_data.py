@@ -20,8 +20,9 @@ from lib.dial import Question, dial_task, dial_teacher, gold_response, rl_questi
 from lib.engines.server import ChatServer
 from lib.formats import ReasoningFormat, parse_response, render_response
 from lib.sources.loading import read_rows
-from lib.sources.sft_set import build_sft_set, card_markdown, check_response, stage
 from lib.sources.teachers import Reply, chat_teacher, dataset_teacher, teacher_prompt
+from lib.studies.sft_set import build_sft_set, card_markdown, check_response
+from lib.tasks import stage
 
 DIRECT, SHORT, CODE, LONG = ReasoningFormat
 

@@ -4,5 +4,3 @@ A notebook's set-up cell opens its run with `course.start(...)`; `python -m lib.
 """
 
 from lib.course.opening import start
-
-__all__ = ["start"]

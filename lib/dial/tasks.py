@@ -12,9 +12,8 @@ from lib.dial.responses import gold_response
 from lib.dial.world import Question, parse_question, sample_questions
 from lib.formats import ReasoningFormat
 from lib.sources.loading import register
-from lib.sources.sft_set import sft_row, stage
 from lib.sources.teachers import Assignment, Reply
-from lib.tasks import Task
+from lib.tasks import Task, sft_row, stage
 
 
 def dial_task(question: Question) -> Task:

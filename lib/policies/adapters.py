@@ -1,4 +1,4 @@
-"""LoRA on a policy: put it on, merge it in, and measure what merging changes."""
+"""LoRA on a policy: put it on, and merge it in."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.policies.load import load_policy, quiet
-
-# ---- LoRA --------------------------------------------------------------------------------------
 
 
 def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, train_embeddings: bool = False) -> PeftModel:
@@ -60,28 +56,3 @@ def merge_adapter(
             model = model.dequantize(dtype=dtype)
         model.is_loaded_in_4bit = False
     return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().eval()
-
-
-@torch.inference_mode()
-def merge_damage(unmerged: PeftModel, merged: PreTrainedModel, input_ids: torch.Tensor) -> dict[str, float]:
-    """How far a merged model is from the model with its adapter apart, on `input_ids` (N, T).
-
-    Weights are compared in all adapted layers, as base + B A alpha / rank against the merged matrix.
-    """
-    largest = total = count = 0.0
-    for name, layer in unmerged.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer):
-            expected = dequantize_module_weight(layer.get_base_layer()) + layer.get_delta_weight("default")
-            actual = dequantize_module_weight(merged.get_submodule(name))
-            difference = (expected.float() - actual.float()).abs()
-            largest = max(largest, difference.max().item())
-            total += difference.sum().item()
-            count += difference.numel()
-    logits = [model.eval()(input_ids=input_ids).logits.float() for model in (unmerged, merged)]
-    difference = (logits[0] - logits[1]).abs()
-    return {
-        "weight_max": largest,
-        "weight_mean": total / count,
-        "logit_max": difference.max().item(),
-        "logit_mean": difference.mean().item(),
-    }

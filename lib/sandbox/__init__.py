@@ -1,14 +1,6 @@
 """Run model-written Python safely: the parent that starts it, and the child behind the guards.
 
-The child runs alone, with the standard library only; whether a program is right is asked in sources.
+The child runs alone, with the standard library only; whether a program is right is asked elsewhere.
 """
 
-from lib.sandbox.run import (
-    SandboxError,
-    SandboxResult,
-    protections,
-    run_python,
-    split_simulated_output,
-)
-
-__all__ = ["SandboxError", "SandboxResult", "protections", "run_python", "split_simulated_output"]
+from lib.sandbox.run import SandboxResult, protections, run_python, split_simulated_output

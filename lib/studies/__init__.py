@@ -1,4 +1,4 @@
 """The runs behind published numbers, to be made again by a command, and what one notebook alone needs.
 
-Settings and seeds of experiments belong here; what a reader would use in a run of his own does not.
+Settings and seeds of experiments belong here; what two notebooks or a method share does not.
 """

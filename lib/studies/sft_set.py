@@ -1,4 +1,4 @@
-"""The SFT set of ARM (section 4.1, appendix B): one question in four formats, every response checked.
+"""Notebook 01: the SFT set of ARM (section 4.1, appendix B), one question in four formats, all checked.
 
 A wrong answer is dropped, and so is code that does not run to the values it claims. All that is
 dropped is counted, with its reason, in the card of the set.
@@ -6,7 +6,6 @@ dropped is counted, with its reason, in the card of the set.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -20,9 +19,9 @@ from datasets import Dataset
 
 from lib.formats import ReasoningFormat, parse_response
 from lib.runs import sha256, write_atomically, write_json
-from lib.sources.programs import check_program
 from lib.sources.teachers import Teacher
-from lib.tasks import Task
+from lib.studies.programs import check_program
+from lib.tasks import Task, sft_row, stage
 from lib.verify import is_correct
 
 SHOWN_DROPS = 3  # examples of each reason in the card
@@ -58,15 +57,6 @@ def check_response(example: Task, format: ReasoningFormat, text: str) -> tuple[s
 
 
 # ---- the set -----------------------------------------------------------------------------------
-
-
-def stage(key: str, sft_share: float) -> str:
-    """Whether a question serves "sft" or "rl", for ever: a hash of its key (`Task.key`).
-
-    With the same questions in both stages the model recited answers in RL (ARM, footnote 4).
-    """
-    draw = int.from_bytes(hashlib.sha256(f"stage|{key}".encode()).digest()[:8]) / 2**64
-    return "sft" if draw < sft_share else "rl"
 
 
 @dataclass(frozen=True)
@@ -153,18 +143,6 @@ def _choose(examples: Sequence[Task], excluded: set[str], sft_share: float) -> t
             continue
         drops.append(Drop(reason, example.question[:100], example.id))
     return chosen, drops
-
-
-def sft_row(example: Task, format: ReasoningFormat, text: str) -> dict[str, str]:
-    return {
-        "prompt": example.prompt,
-        "completion": text,
-        "format": str(format),
-        "tier": example.tier,
-        "source": example.source,
-        "id": example.id,
-        "answer": example.answer,
-    }
 
 
 def _surplus(

@@ -1,4 +1,4 @@
-"""Duplicates inside a set, overlap between sets, and a report of both."""
+"""Notebook 01: duplicates inside a set, overlap between sets, and a report of both."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import pandas as pd
 
 from lib.sources.loading import Loaded
 from lib.tasks import Task
-
-# ---- duplicates and overlap ----------------------------------------------------------------------
 
 
 def duplicates(examples: Iterable[Task]) -> list[list[Task]]:

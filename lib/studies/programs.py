@@ -1,4 +1,4 @@
-"""Run a program that a response holds, and compare the values that it claims with real ones."""
+"""Notebook 01: run a program that a response holds, and compare the values that it claims with real ones."""
 
 from __future__ import annotations
 
