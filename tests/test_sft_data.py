@@ -16,12 +16,12 @@ import datasets
 import pytest
 from chat_server import completion, serving
 
-from lib.dial import Question, dial_task, dial_teacher, gold_response, rl_questions, sample_questions
+from lib.dial import Question, dial_task, gold_response, rl_questions, sample_questions
 from lib.engines.server import ChatServer
 from lib.formats import ReasoningFormat, parse_response, render_response
 from lib.sources.loading import read_rows
-from lib.sources.teachers import Reply, chat_teacher, dataset_teacher, teacher_prompt
 from lib.studies.sft_set import build_sft_set, card_markdown, check_response
+from lib.studies.teachers import Reply, chat_teacher, dataset_teacher, dial_teacher, teacher_prompt
 from lib.tasks import stage
 
 DIRECT, SHORT, CODE, LONG = ReasoningFormat

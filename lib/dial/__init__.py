@@ -16,7 +16,7 @@ from lib.dial.responses import (
     untagged_answer,
     untagged_response,
 )
-from lib.dial.tasks import dial_task, dial_tasks, dial_teacher, gold_rows, rl_questions
+from lib.dial.tasks import dial_task, dial_tasks, gold_rows, rl_questions
 from lib.dial.tokenizer import dial_tokenizer, dial_vocabulary, new_dial_model
 from lib.dial.world import (
     COLOURS,
@@ -50,7 +50,6 @@ __all__ = [
     "World",
     "dial_task",
     "dial_tasks",
-    "dial_teacher",
     "dial_tokenizer",
     "dial_vocabulary",
     "gold_response",

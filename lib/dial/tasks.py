@@ -1,4 +1,4 @@
-"""Dial questions as tasks, their exact teacher, and the rows of both training stages."""
+"""Dial questions as tasks, and the rows of both training stages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lib.dial.responses import gold_response
-from lib.dial.world import Question, parse_question, sample_questions
+from lib.dial.world import Question, sample_questions
 from lib.formats import ReasoningFormat
 from lib.sources.loading import register
-from lib.sources.teachers import Assignment, Reply
 from lib.tasks import Task, sft_row, stage
 
 
@@ -46,11 +45,6 @@ def dial_tasks(
 
 
 register("dial", dial_tasks)
-
-
-def dial_teacher(tasks: Sequence[Assignment]) -> list[Reply]:
-    """The exact responses of the dial world."""
-    return [Reply(gold_response(parse_question(example.question), format)) for example, format in tasks]
 
 
 def gold_rows(questions: Iterable[Question], *, seed: int, sft_share: float = 1.0) -> list[dict[str, str]]:

@@ -1,8 +1,7 @@
-"""Where questions come from: rows of real datasets, the catalogue of sources, teachers.
+"""Where questions come from: rows of real datasets, and the catalogue of sources.
 
 All of them give lib.tasks.Task; how a dataset spells its rows stays in this room.
 """
 
 from lib.sources.catalogue import SOURCES, sources_table
 from lib.sources.loading import DataError, fits_in, load, load_tasks, read_rows
-from lib.sources.teachers import Assignment, Reply, chat_teacher, dataset_teacher

@@ -19,8 +19,8 @@ from datasets import Dataset
 
 from lib.formats import ReasoningFormat, parse_response
 from lib.runs import sha256, write_atomically, write_json
-from lib.sources.teachers import Teacher
 from lib.studies.programs import check_program
+from lib.studies.teachers import Teacher
 from lib.tasks import Task, sft_row, stage
 from lib.verify import is_correct
 

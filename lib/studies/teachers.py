@@ -1,4 +1,4 @@
-"""Teachers: who writes the responses of an SFT set (ARM, section 4.1, appendix B).
+"""Notebook 01: who writes the responses of an SFT set (ARM, section 4.1, appendix B).
 
 The dial world's exact rationales, the dataset's own solutions, or a chat server. A teacher takes
 tasks, each an example and a format, and gives a reply for each: a tagged response, or why not.
@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lib.dial.responses import gold_response
+from lib.dial.world import parse_question
 from lib.engines.server import ChatServer
 from lib.formats import ReasoningFormat, render_response
 from lib.tasks import Task
@@ -25,6 +27,11 @@ class Reply:
 
 Assignment = tuple[Task, ReasoningFormat]
 Teacher = Callable[[Sequence[Assignment]], list[Reply]]
+
+
+def dial_teacher(tasks: Sequence[Assignment]) -> list[Reply]:
+    """The exact responses of the dial world."""
+    return [Reply(gold_response(parse_question(example.question), format)) for example, format in tasks]
 
 
 def dataset_teacher(tasks: Sequence[Assignment]) -> list[Reply]:
