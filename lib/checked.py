@@ -8,6 +8,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+Why not pydantic: it reads True as the choice 1, and says of what is allowed only the end that was passed.
 """
 
 from __future__ import annotations
@@ -16,35 +18,28 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
-from functools import cache
-from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 _NOUNS: dict[Any, str] = {
     bool: "True or False",
     int: "a whole number",
     float: "a finite number",
     str: "text",
-    None: "None",
-    type(None): "None",
+    types.NoneType: "None",
+    ...: "...",
 }
-_CONTAINERS = (list, tuple, Sequence, dict, Mapping)
-
-
-class Constraint(Protocol):
-    """What stands beside the type in `Annotated`; its text goes on where the type's ends.
-
-    One with an attribute `known` offers these words to a value that resembles one of them.
-    """
-
-    def holds(self, value: Any) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; the ends `above` and `below` do not belong to it."""
+    """Numbers from `low` to `high`; the ends `above` and `below` do not belong to it.
+
+    Other rules may stand beside a type in `Annotated`: what has `holds(value)`, a text that goes on where the
+    type's ends, and maybe `known`, words that are offered to a value that resembles one of them.
+    """
 
     low: float | None = None
     high: float | None = None
@@ -67,11 +62,12 @@ class Range:
 def check_fields(instance: Any) -> None:
     """Hold every field of a dataclass to its annotation; raises ValueError that names all faults at once."""
     kind: type = type(instance)
-    hints, where = _hints(kind), kind.__name__
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in fields(instance)]
     raise_faults(
         fault
-        for field in fields(instance)
-        for fault in faults(f"{where}.{field.name}", hints[field.name], getattr(instance, field.name))
+        for name in names
+        for fault in faults(f"{kind.__name__}.{name}", hints[name], getattr(instance, name))
     )
 
 
@@ -88,40 +84,25 @@ def raise_faults(found: Iterable[str], error: type[Exception] = ValueError) -> N
 
 def faults(name: str, annotation: Any, value: Any) -> Iterator[str]:
     """The faults of a value, a sentence each; elements of lists, tuples and mappings are named by place."""
-    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
-    if origin is Annotated:
-        base, *constraints = arguments
-        inner = list(faults(name, base, value))
-        whole = not any(fault.startswith(f"{name} takes") for fault in inner)
-        if whole and (inner or all(rule.holds(value) for rule in constraints if hasattr(rule, "holds"))):
-            yield from inner  # of elements, if any
-        else:
-            yield _fault(name, annotation, value)
-    elif origin in (typing.Union, types.UnionType):
-        if all(any(faults(name, option, value)) for option in arguments):
-            yield _fault(name, annotation, value)
-    elif not _fits(origin, arguments, value):
-        yield _fault(name, annotation, value)
-    elif origin in _CONTAINERS and arguments:
-        for place, item, element in _elements(origin, arguments, value):
-            yield from faults(f"{name}{place}", item, element)
+    if _fits(annotation, value):
+        for place, part, element in _elements(annotation, value):
+            yield from faults(f"{name}{place}", part, element)
+    else:
+        advice = close(value, _choices(annotation)) if isinstance(value, str) else ""
+        yield f"{name} takes {allowed(annotation)}, got {value!r}{advice}"
 
 
 def allowed(annotation: Any) -> str:
     """What an annotation allows, in words: "a whole number from 1"."""
     origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Annotated:
-        rules = [str(rule) for rule in arguments[1:] if hasattr(rule, "holds")]
-        return " ".join([allowed(arguments[0]), *rules])
+        return " ".join([allowed(arguments[0]), *map(str, _rules(arguments))])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(allowed(option) for option in arguments)
-    if isinstance(origin, type) and issubclass(origin, Enum):
-        return _listed([str(member) for member in origin])
-    if origin is Literal:
-        return _listed([repr(choice) for choice in arguments])
-    if origin in _CONTAINERS and arguments:
-        parts = ", ".join("..." if part is ... else allowed(part) for part in arguments)
-        return f"a {origin.__name__.lower()} of ({parts})"
+    if arguments and origin is not Literal:
+        return f"a {origin.__name__.lower()} of ({', '.join(map(allowed, arguments))})"
+    if choices := [repr(choice) for choice in _choices(annotation)]:
+        return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
     return _NOUNS.get(origin) or f"a {getattr(origin, '__name__', origin)}"
 
 
@@ -132,39 +113,37 @@ def close(word: Any, known: Iterable[Any]) -> str:
     return f"; did you mean {names[found[0]]!r}?" if found else ""
 
 
-def _fault(name: str, annotation: Any, value: Any) -> str:
-    advice = close(value, _choices(annotation)) if isinstance(value, str) else ""
-    return f"{name} takes {allowed(annotation)}, got {value!r}{advice}"
-
-
-def _fits(origin: Any, arguments: tuple[Any, ...], value: Any) -> bool:
-    if origin is Any or origin is None:
-        return origin is Any or value is None
+def _fits(annotation: Any, value: Any) -> bool:
+    """Whether a value is of this kind, whatever it holds."""
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is Annotated:
+        return _fits(arguments[0], value) and all(rule.holds(value) for rule in _rules(arguments))
+    if origin in (typing.Union, types.UnionType):
+        return any(not any(faults("", option, value)) for option in arguments)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in arguments)
-    if origin is Callable:
-        return callable(value)
     if origin is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if origin is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin is tuple and arguments and arguments[-1] is not ...:
-        return isinstance(value, tuple) and len(value) == len(arguments)
-    if origin is Sequence:
-        return isinstance(value, Sequence) and not isinstance(value, str)
-    return isinstance(value, origin)
+        return _fits(int, value) or (isinstance(value, float) and math.isfinite(value))
+    return origin is Any or (isinstance(value, origin) and not (origin is int and isinstance(value, bool)))
 
 
-def _elements(origin: Any, arguments: tuple[Any, ...], value: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Place, annotation and element; the key of a mapping is checked under its own name."""
-    if isinstance(value, Mapping):
+def _elements(annotation: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Place, annotation and element of what a container holds; a key is checked under its own name."""
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is Annotated:
+        yield from _elements(arguments[0], value)
+    elif arguments and origin in (dict, Mapping):
         for key, element in value.items():
             yield f" (key {key!r})", arguments[0], key
             yield f"[{key!r}]", arguments[1], element
-        return
-    fixed = origin is tuple and arguments[-1] is not ...
-    for i, element in enumerate(value):
-        yield f"[{i}]", arguments[i if fixed else 0], element
+    elif arguments and origin in (list, tuple):
+        for i, element in enumerate(value):
+            yield f"[{i}]", arguments[0], element
+
+
+def _rules(arguments: tuple[Any, ...]) -> list[Any]:
+    """What `Annotated` holds beside the type."""
+    return [rule for rule in arguments[1:] if hasattr(rule, "holds")]
 
 
 def _choices(annotation: Any) -> list[Any]:
@@ -173,14 +152,5 @@ def _choices(annotation: Any) -> list[Any]:
         return list(get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return [member.value for member in annotation]
-    known = list(getattr(annotation, "known", ()))  # of a constraint
+    known = list(getattr(annotation, "known", ()))  # of a rule
     return known + [choice for part in get_args(annotation) for choice in _choices(part)]
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)

@@ -331,18 +331,21 @@ GOOD = [{"question": f"How many, {name}?", "answer": "4"} for name in "abcd"]
     ],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
-def test_a_broken_row_names_file_line_and_reason_and_the_rest_loads(bad, reason, suffix, tmp_path):
+def test_a_broken_row_names_file_place_and_reason_and_the_rest_loads(bad, reason, suffix, tmp_path):
     rows = [json.dumps(row).encode() for row in GOOD]
     rows.insert(2, bad)
     path = tmp_path / f"file.{suffix}"
     path.write_bytes(b"\n".join(rows) if suffix == "jsonl" else b"[\n" + b",\n".join(rows) + b"\n]\n")
-    line = 3 if suffix == "jsonl" else 4
-    with pytest.raises(DataError, match=rf"{path}, line {line}: .*{reason}"):
+    if suffix == "json" and reason == "not JSON":  # a list is whole or broken
+        with pytest.raises(DataError, match=rf"{path}: not a readable json file .*: line [45] column"):
+            load("gsm8k", path, keep_going=True)
+        return
+    with pytest.raises(DataError, match=rf"{path}, {'line' if suffix == 'jsonl' else 'row'} 3: .*{reason}"):
         load("gsm8k", path)
     loaded = load("gsm8k", path, keep_going=True)
     assert [example.question for example in loaded.examples] == [row["question"] for row in GOOD]
     (problem,) = loaded.problems
-    assert (problem.file, problem.line) == (str(path), line)
+    assert (problem.file, problem.line) == (str(path), 3)
 
 
 @pytest.mark.parametrize(
@@ -371,13 +374,6 @@ def test_a_row_that_makes_no_sense_is_refused_with_its_reason(source, row, reaso
         read_rows(source, enumerate([row], 1))
 
 
-def test_a_list_that_ends_too_early_is_a_problem(tmp_path):
-    path = tmp_path / "cut.json"
-    path.write_text(json.dumps(GOOD, indent=1)[:-2])
-    loaded = load("gsm8k", path, keep_going=True)
-    assert len(loaded.examples) == 4 and "ends before the list" in loaded.problems[0].reason
-
-
 def test_broken_csv_rows_are_found(tmp_path):
     path = tmp_path / "file.csv"
     path.write_text('question,answer\n"a, or\nb?",4\nshort\nc?,4,5\n"d?",6\n')
@@ -401,6 +397,8 @@ def test_a_parquet_row_is_named_by_its_number(tmp_path):
         ("rows.jsonl", b"\n", "holds no rows"),
         ("rows.parquet", b"PAR1 not really", "not a readable parquet file"),
         ("rows.json", None, "no such file"),
+        ("rows.json", json.dumps(GOOD)[:-2].encode(), "not a readable json file .*line 1 column"),
+        ("rows.csv", b'question,answer\n"a?,4\n', "not a readable csv file .*unexpected end of data"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_so(name, content, message, tmp_path):

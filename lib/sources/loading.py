@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +18,20 @@ import datasets
 
 from lib.runs import located
 from lib.sources.catalogue import SOURCES, Source
-from lib.sources.files import DataError, Row, RowError, file_rows
+from lib.sources.files import DataError, Row, RowError, Rows, file_rows
 from lib.tasks import Task, question_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-datasets.disable_progress_bars()  # as in lib.models: a saved notebook needs none
+datasets.disable_progress_bars()  # a saved notebook needs none
 
 _BROKEN_TEXT = re.compile("[\ud800-\udfff\ufffd]")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that could not be used. Parquet files and the hub have rows, not lines; both count from 1."""
+    """A row that could not be used, by its line in a .jsonl or .csv file, else by its place; from 1."""
 
     file: str
     line: int
@@ -134,9 +134,10 @@ def load(
     if source not in SOURCES:
         raise DataError(f"unknown source {source!r}; there are {', '.join(SOURCES)}")
     if path is None:
-        name, unit, rows = _hub_rows(SOURCES[source], split, hub, revision)
+        name, rows = _hub_rows(SOURCES[source], split, hub, revision)
     else:
-        name, unit, rows = str(path), "row" if Path(path).suffix == ".parquet" else "line", file_rows(path)
+        name, rows = str(path), file_rows(path)
+    unit = "line" if name.endswith((".jsonl", ".csv")) else "row"
     loaded = read_rows(source, rows, split=split, file=name, unit=unit, keep_going=keep_going)
     if not loaded.examples and not loaded.problems:
         raise DataError(f"{name} holds no rows")
@@ -145,7 +146,7 @@ def load(
 
 def read_rows(
     source: str,
-    rows: Iterable[tuple[int, Row | RowError]],
+    rows: Rows,
     *,
     split: str = "test",
     file: str = "rows",
@@ -184,9 +185,7 @@ def _example(source: str, row: Row, split: str) -> Task:
     return Task(f"{source}/{question_key(fields['question'])}", source=source, split=split, **fields)
 
 
-def _hub_rows(
-    source: Source, split: str, hub: str | None, revision: str | None
-) -> tuple[str, str, Iterator[tuple[int, Row | RowError]]]:
+def _hub_rows(source: Source, split: str, hub: str | None, revision: str | None) -> tuple[str, Rows]:
     """The rows of a hub repository at a pinned commit, all configs one after the other."""
     hub, revision = hub or source.hub, revision or source.revision
     if hub is None:
@@ -207,4 +206,4 @@ def _hub_rows(
                 raise DataError(f"{error}. Without a network, give path= a local file.") from error
             yield from ({**row, "task": config} if len(source.configs) > 1 else row for row in table)
 
-    return f"{hub}@{revision[:7]}", "row", enumerate(rows(), 1)
+    return f"{hub}@{revision[:7]}", enumerate(rows(), 1)

@@ -1,4 +1,4 @@
-"""Rows of real datasets: out of a file with their line numbers, and from a row to a question.
+"""From a row of a real dataset to a question.
 
 A reader per dataset understands the rows of the hub and those of the papers' repositories, and gives
 the same fields for both. What it cannot use it refuses with a RowError that says why.
@@ -17,9 +17,6 @@ from lib.verify import last_boxed
 
 LETTERS = string.ascii_uppercase
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-
-
-# ---- from a row to a question --------------------------------------------------------------------
 
 
 def _text(row: Row, *names: str) -> str:
