@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from lib.course.declared import read_parameters
 from lib.course.notebooks import NOTEBOOKS
-from lib.course.profiles import resolve_parameters
+from lib.course.profiles import plan
 from lib.dial import dial_task, dial_tasks, dial_tokenizer, new_dial_model, sample_questions
 from lib.dial.thinker import thinker_rows
 from lib.engines import launch
@@ -732,7 +732,7 @@ def config_of(profile):
     """The configuration that notebook 05 makes of a profile's parameters, from its own cell."""
     path = NOTEBOOKS / "05_adaptthink.ipynb"
     values = {parameter.name: parameter.default for parameter in read_parameters(path)}
-    values |= resolve_parameters(path, profile, {})
+    values |= plan(path, profile, {}).given
     cells = nbformat.read(path, as_version=4).cells
     cell = next(cell for cell in cells if "config" in cell.metadata.get("tags", []))
     names = values | {"adaptthink": adaptthink, "DIAL": values["TRAIN_SOURCES"] == ["dial"]}

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from lib.course import command, runner
 from lib.course.declared import read_parameters
 from lib.course.notebooks import CourseError, code_hash
-from lib.course.profiles import resolve_parameters
+from lib.course.profiles import plan
 from lib.course.runner import run_course
 from lib.course.stamp import stamp
 
@@ -61,7 +61,7 @@ def test_parameters_are_read_with_type_default_and_meaning(folder):
     ("parameters", "use", "message"),
     [
         ("A: int = 1", "print(1)", "no cell uses the parameter A"),
-        ("A: int = 1", "A = A + 1", "cell 3: the parameter A is overwritten"),
+        ("A: int = 1", "A = A + 1", "the parameter A is overwritten"),
         ("A: int = 1 + B", "print(A)", "A must be a literal"),
         ("A = 1", "print(A)", "line 1: write `NAME: type"),
     ],
@@ -116,7 +116,7 @@ def test_a_run_name_keeps_runs_of_a_sweep_apart(folder, private_runs):
 def test_a_notebook_without_a_profile_file_is_left_out(folder):
     path = write(folder, "00_a", USES)
     profile(folder, "smoke", "01_b", STEPS=1)
-    assert resolve_parameters(path, "smoke", {}) is None
+    assert plan(path, "smoke", {}).left_out == "not in profile smoke"
 
 
 def test_the_course_runs_stops_at_a_failure_keeps_what_is_done_and_goes_on(folder, private_runs, capsys):
@@ -200,9 +200,9 @@ def test_a_dry_run_lays_small_sizes_over_a_profile(folder):
     path = write(folder, "00_a", USES)
     profile(folder, "single_gpu", "00_a", STEPS=1000, RATE=2e-4)
     profile(folder, "dry_run", "00_a", STEPS=2)
-    given = resolve_parameters(path, "single_gpu", {}, dry_run=True)
+    given = plan(path, "single_gpu", {}, dry_run=True).given
     assert given == {"STEPS": 2, "RATE": 2e-4, "PROFILE": "single_gpu_dry_run"}
-    assert resolve_parameters(path, "single_gpu", {})["STEPS"] == 1000
+    assert plan(path, "single_gpu", {}).given["STEPS"] == 1000
 
 
 def test_notebooks_run_side_by_side_and_none_begins_after_a_failure(folder, private_runs):

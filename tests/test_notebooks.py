@@ -11,7 +11,7 @@ import yaml
 
 from lib.course.declared import read_parameters
 from lib.course.notebooks import NOTEBOOKS, code_cells, code_hash, find_notebooks
-from lib.course.profiles import resolve_parameters
+from lib.course.profiles import plan
 from lib.runs import ROOT
 
 HEADINGS = [
@@ -90,7 +90,7 @@ def test_parameters_are_declared_and_used(path):
 
 def test_profile_files_fit(path):
     for folder in (NOTEBOOKS / "profiles").iterdir():
-        resolve_parameters(path, folder.name, {})
+        assert not list(plan(path, folder.name, {}).check())
 
 
 def test_profile_files_belong_to_a_notebook():

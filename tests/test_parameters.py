@@ -8,9 +8,8 @@ import pytest
 
 from lib.checked import faults
 from lib.course import rules
-from lib.course.declared import read_parameters
+from lib.course.declared import read_parameters, start
 from lib.course.notebooks import NOTEBOOKS, CourseError, code_cells, find_notebooks
-from lib.course.opening import start
 from lib.course.profiles import plan
 from lib.course.runner import run_course
 from lib.policies.random_models import ARCHITECTURES
@@ -64,7 +63,7 @@ def read_once(monkeypatch):
     """Notebooks with their outputs are long; what they declare does not change in between."""
     declared = {PATHS[stem]: parameters for stem, parameters in DECLARED.items()}
     monkeypatch.setattr("lib.course.profiles.read_parameters", declared.__getitem__)
-    monkeypatch.setattr("lib.course.opening.read_parameters", declared.__getitem__)
+    monkeypatch.setattr("lib.course.declared.read_parameters", declared.__getitem__)
 
 
 @pytest.fixture

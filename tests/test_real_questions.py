@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from lib.course.declared import read_parameters
-from lib.course.profiles import resolve_parameters
+from lib.course.profiles import plan
 from lib.course.runner import run_course
 from lib.runs import ROOT
 
@@ -87,6 +87,6 @@ def test_the_real_part_runs_against_a_server_that_sometimes_fails(
 
 def test_the_profile_names_what_the_notebook_has():
     path = ROOT / "notebooks" / "06_adareasoner.ipynb"
-    values = resolve_parameters(path, "single_gpu", {})
+    values = plan(path, "single_gpu", {}).given
     assert values["SERVER_URL"] and values["REWARD_MODEL"].startswith("OpenAssistant/")
     assert {"SERVER_URL", "ENCODER"} <= {parameter.name for parameter in read_parameters(path)}

@@ -3,4 +3,4 @@
 A notebook's set-up cell opens its run with `course.start(...)`; `python -m lib.course` runs them all.
 """
 
-from lib.course.opening import start
+from lib.course.declared import start

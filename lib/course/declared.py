@@ -1,4 +1,4 @@
-"""What a notebook declares in its parameters cell, and what is wrong with values for it."""
+"""What a notebook declares in its parameters cell, what is wrong with values for it, and its first call."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import nbformat
 
-from lib.checked import allowed, faults
+from lib.checked import allowed, faults, raise_faults
 from lib.course import rules
-from lib.course.notebooks import CourseError, code_cells
+from lib.course.notebooks import NOTEBOOKS, CourseError, code_cells
+from lib.runs import Run, start_run
 
 _COMMENT = re.compile(r"(?:\[([^\]]*)\] *)?(.*)")
 
@@ -47,8 +48,8 @@ class Parameter:
 
 def read_parameters(path: Path) -> list[Parameter]:
     """The parameters a notebook declares; raises CourseError for a cell that is not plain declarations."""
-    notebook = nbformat.read(path, as_version=4)
-    tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    cells = code_cells(nbformat.read(path, as_version=4))
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise CourseError(f"{path.name}: expected one cell tagged 'parameters', found {len(tagged)}.")
     lines = tagged[0].source.splitlines()
@@ -56,7 +57,7 @@ def read_parameters(path: Path) -> list[Parameter]:
         _parameter(node, lines[(node.end_lineno or node.lineno) - 1], path.name)
         for node in ast.parse(tagged[0].source).body
     ]
-    _check_used(path, notebook, tagged[0], [parameter.name for parameter in parameters])
+    _check_used(path, [cell for cell in cells if cell is not tagged[0]], parameters)
     return parameters
 
 
@@ -79,27 +80,18 @@ def _parameter(node: ast.stmt, line: str, notebook: str) -> Parameter:
     return parameter
 
 
-def _check_used(
-    path: Path, notebook: nbformat.NotebookNode, tagged: nbformat.NotebookNode, names: Sequence[str]
-) -> None:
-    """A parameter that no later cell reads, or that one overwrites, would be ignored in silence: an error."""
-    read: set[str] = set()
-    for number, cell in enumerate(notebook.cells, start=1):
-        if cell.cell_type != "code" or cell is tagged:
-            continue
-        for node in ast.walk(ast.parse(cell.source)):
-            if isinstance(node, ast.Name) and node.id in names:
-                if not isinstance(node.ctx, ast.Load):
-                    raise CourseError(
-                        f"{path.name}, cell {number}: the parameter {node.id} is overwritten, so a value set "
-                        "from outside would be lost. Use another name for the derived value."
-                    )
-                read.add(node.id)
-    read |= {"PROFILE", "RUN_NAME"}  # course.start takes them from globals()
-    if unused := [name for name in names if name not in read]:
-        raise CourseError(
-            f"{path.name}: no cell uses the parameter {', '.join(unused)}. Use it or remove it."
-        )
+def _check_used(path: Path, cells: Sequence[nbformat.NotebookNode], parameters: Sequence[Parameter]) -> None:
+    """A parameter that no other cell reads, or that one overwrites, would be ignored in silence: an error."""
+    nodes = (node for cell in cells for node in ast.walk(ast.parse(cell.source)))
+    uses = {(node.id, type(node.ctx)) for node in nodes if isinstance(node, ast.Name)}
+    for name in (parameter.name for parameter in parameters):
+        if (name, ast.Store) in uses:
+            raise CourseError(
+                f"{path.name}: the parameter {name} is overwritten, so a value set from outside would be "
+                "lost. Use another name for the derived value."
+            )
+        if (name, ast.Load) not in uses and name not in ("PROFILE", "RUN_NAME"):  # which `start` reads
+            raise CourseError(f"{path.name}: no cell uses the parameter {name}. Use it or remove it.")
 
 
 def value_faults(
@@ -140,3 +132,17 @@ def missing_places(
         fault = None if promised else rules.missing_place(parameter.rule, value)
         if fault:
             yield f"{origin[parameter.name]}: {parameter.name} takes {parameter.allowed}, got {fault}"
+
+
+def start(notebook: str, names: Mapping[str, Any]) -> Run:
+    """The run of a notebook, e.g. `start("02_qlora_sft", globals())`; its configuration is the parameters.
+
+    Raises CourseError that names every parameter with a wrong value, before anything is loaded.
+    """
+    parameters = read_parameters(NOTEBOOKS / f"{notebook}.ipynb")
+    if absent := [parameter.name for parameter in parameters if parameter.name not in names]:
+        raise CourseError(f"{', '.join(absent)}: not there yet; run the parameters cell first.")
+    values = {parameter.name: names[parameter.name] for parameter in parameters}
+    told = parameters, values, dict.fromkeys(values, notebook)
+    raise_faults([*value_faults(*told), *missing_places(*told, made=())], CourseError)
+    return start_run(notebook, values["PROFILE"], values, values.get("RUN_NAME", ""))

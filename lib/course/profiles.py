@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,21 +92,6 @@ def plan(path: Path, profile: str, overrides: Mapping[str, Any], *, dry_run: boo
     if "PROFILE" in declared:
         made.given["PROFILE"] = place
     return made
-
-
-def resolve_parameters(
-    path: Path, profile: str, overrides: Mapping[str, Any], *, dry_run: bool = False
-) -> dict[str, Any] | None:
-    """The values a profile and `--set` give to a notebook; None where the profile leaves it out."""
-    made = plan(path, profile, overrides, dry_run=dry_run)
-    raise_together(made.check())
-    return None if made.left_out else made.given
-
-
-def raise_together(faults: Iterable[str]) -> None:
-    """One error for all faults, a line each."""
-    if lines := list(faults):
-        raise CourseError("\n".join(lines))
 
 
 def _folder(profiles: Path, layer: str) -> Path:

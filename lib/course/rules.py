@@ -39,25 +39,14 @@ _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Kind:
-    """Text of some kind, for `Annotated`; `known` are words that a wrong one may have meant."""
+    """A rule for `Annotated`, see lib.checked; `known` are words that a wrong one may have meant."""
 
     says: str
-    holds: Callable[[str], bool]
+    holds: Callable[[Any], bool]
     known: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.says
-
-
-@dataclass(frozen=True)
-class AtLeastOne:
-    """A list that is not empty, for `Annotated`."""
-
-    def holds(self, value: list[Any]) -> bool:
-        return bool(value)
-
-    def __str__(self) -> str:
-        return "with at least one"
 
 
 def is_path(name: str) -> bool:
@@ -90,7 +79,7 @@ def annotation(type_name: str, rule: str) -> Any:
     """The annotation of a type and its rule: "int" and "1.." give Annotated[int, Range(1)]."""
     if type_name.startswith("list["):
         element = annotation(type_name[5:-1], rule)
-        return Annotated[list[element], AtLeastOne()]  # type: ignore[valid-type]
+        return Annotated[list[element], Kind("with at least one", bool)]  # type: ignore[valid-type]
     base = TYPES[type_name]
     return reduce(or_, [_option(base, part.strip()) for part in rule.split("|")]) if rule else base
 

@@ -14,10 +14,10 @@ from typing import Any
 import nbformat
 import yaml
 
-from lib.checked import close
+from lib.checked import close, raise_faults
 from lib.course.execute import explain_failure, papermill
 from lib.course.notebooks import NOTEBOOKS, CourseError, choose, clock, code_hash, find_notebooks
-from lib.course.profiles import DEFAULT_PROFILE, Plan, plan, raise_together
+from lib.course.profiles import DEFAULT_PROFILE, Plan, plan
 from lib.runs import ROOT, located, provenance, read_json, write_atomically, write_json
 
 
@@ -50,7 +50,7 @@ def run_course(
         raise CourseError(f"--jobs must be 1 or more, got {jobs}")
     chosen = choose(find_notebooks(folder), only, start)
     plans = [plan(path, profile, overrides or {}, dry_run=dry_run) for path in chosen]
-    raise_together(_faults(plans, overrides or {}))
+    raise_faults(_faults(plans, overrides or {}), CourseError)
     stop, failed = threading.Event(), threading.Event()
 
     def work(planned: Plan) -> Outcome | None:

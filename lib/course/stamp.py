@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,26 +29,21 @@ def stamp(path: Path) -> None:
     record = read_json(finished)
     if record["code_sha256"] != code_hash(notebook) or record["parameters"] != {"PROFILE": DEFAULT_PROFILE}:
         raise CourseError(f"{path.stem}: the last run had other code or parameters; run `make course` first.")
-    executed = list(own_cells(nbformat.read(output, as_version=4)))
     count = 0
-    for cell, done in zip(notebook.cells, executed, strict=True):
+    for cell, done in zip(notebook.cells, own_cells(nbformat.read(output, as_version=4)), strict=True):
         if cell.cell_type == "code":
             count += 1
-            cell.execution_count = count
-            cell.outputs = [_normalised(shown, count) for shown in done.outputs]
+            cell.execution_count, cell.outputs = count, done.outputs
+            for shown in cell.outputs:
+                if shown.output_type == "execute_result":
+                    shown.execution_count = count
             if "readme-figure" in cell.metadata.get("tags", []):
                 _export_figure(cell, path)
         elif "card" in cell.metadata.get("tags", []):
             cell.source = _MEASURED.sub(_measured(record), cell.source)
-    origin = provenance()
-    notebook.metadata.stamp = {
-        "code_sha256": record["code_sha256"],
-        "profile": DEFAULT_PROFILE,
-        "versions": origin["versions"],
-        "date": origin["date"],
-        "seconds": record["seconds"],
-        "peak_memory_mb": record["peak_memory_mb"],
-    }
+    origin = provenance() | record | {"profile": DEFAULT_PROFILE}
+    vouched = ("code_sha256", "profile", "versions", "date", "seconds", "peak_memory_mb")
+    notebook.metadata.stamp = {name: origin[name] for name in vouched}
     write_atomically(path, nbformat.writes(notebook) + "\n")
     _update_readme(path, record)
 
@@ -75,11 +69,3 @@ def _measured(record: Mapping[str, Any]) -> str:
     return (
         f"{clock(record['seconds'])} minutes, {record['peak_memory_mb']} MB at most (cpu profile, two cores)"
     )
-
-
-def _normalised(shown: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
-    """An output without what differs from run to run for no reason."""
-    shown = copy.deepcopy(shown)
-    if shown.output_type == "execute_result":
-        shown.execution_count = count
-    return shown
