@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -72,8 +73,7 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step` and a torn last line: call it when training resumes from there."""
-        rows = [row for row in self.metrics() if row["step"] <= step]
-        write_atomically(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(self.folder / "metrics.jsonl", [row for row in self.metrics() if row["step"] <= step])
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows logged so far; a last line that a kill cut short is left out."""
@@ -96,13 +96,12 @@ class Run:
 
     def keep_rollouts(self, name: str, rollouts: Iterable[Rollout]) -> None:
         """Write the rollouts of one measurement to rollouts/<name>.jsonl."""
-        lines = [json.dumps(asdict(rollout)) + "\n" for rollout in rollouts]
-        write_atomically(self._rollouts(name), "".join(lines))
+        write_rows(self._rollouts(name), map(asdict, rollouts))
 
     def read_rollouts(self, name: str) -> list[Rollout]:
         """The rollouts that were kept under this name."""
-        lines = self._rollouts(name).read_text(encoding="utf-8").splitlines()
-        return [Rollout(**json.loads(line)) for line in lines]
+        with self._rollouts(name).open(encoding="utf-8") as lines:
+            return [Rollout(**json.loads(line)) for line in lines]
 
     def _rollouts(self, name: str) -> Path:
         return self.folder / "rollouts" / f"{name}.jsonl"
@@ -163,19 +162,14 @@ class Run:
     def _set_aside(self, old: Mapping[str, Any]) -> str:
         """Move checkpoint and log away, to come back when their settings do; gives the place."""
         place = self.folder / "previous" / (digest(old) if old else _now())
-        with _explained(place):
-            place.mkdir(parents=True, exist_ok=True)
-            for name in ("metrics.jsonl", "checkpoint"):
-                if (self.folder / name).exists():
-                    (self.folder / name).rename(place / name)
+        _move(("metrics.jsonl", "checkpoint"), self.folder, place)
         return _shown(place)
 
     def _bring_back(self, settings: Mapping[str, Any]) -> None:
         """What these settings left before, or an empty checkpoint folder that names them."""
         place = self.folder / "previous" / digest(settings)
         if place.exists():
-            for path in list(place.iterdir()):
-                path.rename(self.folder / path.name)
+            _move([path.name for path in place.iterdir()], place, self.folder)
             place.rmdir()
         else:
             write_json(self.checkpoint / "config.json", settings)
@@ -188,10 +182,8 @@ def run_folder(notebook: str, profile: str, name: str = "") -> Path:
         return folder
     if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name):
         raise ValueError(f"RUN_NAME may hold letters, digits and _ . = + -, got {name!r}")
-    ours = any(
-        (folder / file).exists() for file in ("config.json", "parameters.yaml")
-    )  # the second: the runner's
-    if folder.exists() and not ours and any(folder.iterdir()):
+    ours = ("config.json", "parameters.yaml")  # the second: the runner's
+    if folder.exists() and any(folder.iterdir()) and not any((folder / file).exists() for file in ours):
         raise ValueError(f"RUN_NAME {name!r}: {_shown(folder)} holds something else; choose another name")
     return folder
 
@@ -204,15 +196,9 @@ def start_run(notebook: str, profile: str, config: Mapping[str, Any], name: str 
     """
     _code_version()
     folder = run_folder(notebook, profile, name)
-    with _explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "config.json"
-        if path.exists() and read_json(path) != json.loads(json.dumps(dict(config))):
-            old = folder / "previous" / _now()
-            old.mkdir(parents=True)
-            for kept in ("config.json", "metrics.json", "rollouts"):
-                if (folder / kept).exists():
-                    (folder / kept).rename(old / kept)
+    path = folder / "config.json"
+    if path.exists() and read_json(path) != json.loads(json.dumps(dict(config))):
+        _move(("config.json", "metrics.json", "rollouts"), folder, folder / "previous" / _now())
     write_json(path, config)
     return Run(folder, config)
 
@@ -231,6 +217,15 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {new.get(name)!s:.60}, was {old.get(name)!s:.60}" for name in names)
 
 
+def _move(names: Iterable[str], folder: Path, place: Path) -> None:
+    """Rename what there is of these names in a folder into another one."""
+    with _explained(place):
+        place.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if (folder / name).exists():
+                (folder / name).rename(place / name)
+
+
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
 
@@ -242,7 +237,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
     """Write rows as JSONL for other processes to read; gives the path as text."""
-    write_atomically(path, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
+    write_atomically(path, "".join(json.dumps(dict(row)) + "\n" for row in rows))
     return str(path)
 
 
@@ -292,11 +287,11 @@ def read_json(path: Path) -> Any:
 
 def provenance(**facts: Any) -> dict[str, Any]:
     """Where a result comes from: the given facts, the commit, the versions, the machine and the time."""
+    versions = {name: metadata.version(name) for name in PACKAGES}
     return {
         **facts,
         **_code_version(),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        "versions": {"python": platform.python_version(), **versions},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -305,33 +300,29 @@ def provenance(**facts: Any) -> dict[str, Any]:
 def write_provenance(folder: Path, **facts: Any) -> None:
     """Write provenance.json for a checkpoint folder, with the SHA-256 of every file in it."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != "provenance.json")
-    write_json(
-        folder / "provenance.json", provenance(**facts) | {"sha256": {p.name: sha256(p) for p in files}}
-    )
+    hashes = {file.name: sha256(file) for file in files}
+    write_json(folder / "provenance.json", provenance(**facts) | {"sha256": hashes})
 
 
 def check_provenance(folder: Path) -> dict[str, Any]:
     """Read provenance.json and compare every file with its SHA-256; raises CheckpointError."""
-    path = folder / "provenance.json"
-    remedy = (
-        f"Restore it with `git checkout -- {_shown(folder)}`, or make it again with the notebook that "
-        "trains it."
-    )
-    if not path.exists():
-        raise CheckpointError(
-            f"There is no checkpoint at {_shown(folder)}: provenance.json is missing. {remedy}"
+    path, place = folder / "provenance.json", _shown(folder)
+
+    def fault(what: str) -> CheckpointError:
+        remedy = (
+            f"Restore it with `git checkout -- {place}`, or make it again with the notebook that trains it."
         )
+        return CheckpointError(f"{what}. {remedy}")
+
+    if not path.exists():
+        raise fault(f"There is no checkpoint at {place}: provenance.json is missing")
     record = read_json(path)
     for name, expected in record["sha256"].items():
         if not (folder / name).exists():
-            raise CheckpointError(
-                f"The checkpoint {_shown(folder)} is not complete: {name} is missing. {remedy}"
-            )
+            raise fault(f"The checkpoint {place} is not complete: {name} is missing")
         if sha256(folder / name) != expected:
-            raise CheckpointError(
-                f"The checkpoint file {_shown(folder / name)} is damaged or was changed: its SHA-256 is not "
-                f"the one in provenance.json. {remedy}"
-            )
+            changed = f"The checkpoint file {_shown(folder / name)} is damaged or was changed"
+            raise fault(f"{changed}: its SHA-256 is not the one in provenance.json")
     return record
 
 
@@ -346,11 +337,9 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def peak_memory_mb() -> float:
-    """The most memory this process has held so far, in MB."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_memory_mb(usage: resource.struct_rusage | None = None) -> float:
+    """The most memory that this process, or the one that used so much, has held so far, in MB."""
+    peak = (usage or resource.getrusage(resource.RUSAGE_SELF)).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
@@ -371,11 +360,3 @@ def _code_version() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 
 from lib.course.notebooks import clock, own_cells
+from lib.runs import peak_memory_mb
 
 _running: dict[str, str] = {}  # notebook: how far it is
 
@@ -35,8 +36,7 @@ def papermill(
             time.sleep(0.5)
     child.returncode = os.waitstatus_to_exitcode(status)
     _live_end(path.stem)
-    peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return child.returncode, time.monotonic() - begun, peak
+    return child.returncode, time.monotonic() - begun, peak_memory_mb(usage)
 
 
 def explain_failure(path: Path, output: Path, code: int) -> str:
