@@ -36,12 +36,7 @@ _ANY_TAG = re.compile(r"</?(?:" + "|".join(_TAGS.values()) + r")>")
 _FORMAT_OF_TAG = {f"<{tag}>": format for format, tag in _TAGS.items()}
 
 # The order in which ARM's released code tries the tags; all of them may stand in one text.
-_ARM_ORDER = (
-    ReasoningFormat.SHORT_COT,
-    ReasoningFormat.CODE,
-    ReasoningFormat.DIRECT,
-    ReasoningFormat.LONG_COT,
-)
+_ARM_ORDER = [ReasoningFormat(name) for name in ("short_cot", "code", "direct", "long_cot")]
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,12 @@ def is_response_correct(
         return parsed.is_valid and is_correct(parsed.answer, reference, kind)
     if rules == "arm_training":
         parsed = parse_response_like_arm(response)
-        return parsed.is_valid and _equal_in_arm_training(parsed.answer or "", reference, kind)
+        return parsed.is_valid and _equal_like_arm(parsed.answer or "", reference, kind, training=True)
     if rules == "arm_evaluation":
         answer = find_answer_like_arm(response)
         if answer is None and (kind == "latex" or source.startswith("aime")):
             answer = "\n".join(response.strip().split("\n")[-5:])
-        return answer is not None and _equal_in_arm_evaluation(answer, reference, kind)
+        return answer is not None and _equal_like_arm(answer, reference, kind, training=False)
     raise ValueError(f"rules must be strict, arm_training or arm_evaluation, got {rules!r}")
 
 
@@ -145,36 +145,27 @@ def _words(text: str) -> str | None:
 # ---- ARM's rules -------------------------------------------------------------------------------
 
 
-def _equal_in_arm_training(answer: str, reference: str, kind: Kind) -> bool:
-    if kind == "choice":
-        return answer == reference
-    if kind == "text":
-        raise ValueError("ARM was trained on no text answers, so its training has no rule for them")
-    return _equal_by_arm_mathematics(answer, reference, kind)
-
-
-def _equal_in_arm_evaluation(answer: str, reference: str, kind: Kind) -> bool:
-    if kind == "choice":
-        return answer.replace("(", "").replace(")", "") == reference.replace("(", "").replace(")", "")
-    if kind == "text":  # sorted words and brackets are compared as they are
-        read = _yes_or_no if reference.casefold() in _YES_OR_NO else str
-        return read(answer) == read(reference)
-    return _equal_by_arm_mathematics(answer, reference, kind)
-
-
 _YES_OR_NO = ("yes", "no", "true", "false", "valid", "invalid")  # the answers of six tasks of BBH
+
+
+def _equal_like_arm(answer: str, reference: str, kind: Kind, *, training: bool) -> bool:
+    if kind == "number":
+        return _ask("arm_number", answer.replace(",", "").replace("$", ""), reference)
+    if kind == "latex":
+        return _ask("arm_latex", answer, reference)
+    if training and kind == "text":
+        raise ValueError("ARM was trained on no text answers, so its training has no rule for them")
+    if not training and kind == "choice":
+        return re.sub("[()]", "", answer) == re.sub("[()]", "", reference)
+    if not training and reference.casefold() in _YES_OR_NO:
+        return _yes_or_no(answer) == _yes_or_no(reference)
+    return answer == reference  # sorted words and brackets too
 
 
 def _yes_or_no(text: str) -> str:
     """What ARM's evaluation keeps of such an answer; it may be given as 1 or 0."""
     bare = re.sub(r"\\boxed\{|\\text\{|[}()\\]", "", text).strip().casefold()
     return {"0": "false", "1": "true"}.get(bare, bare)
-
-
-def _equal_by_arm_mathematics(answer: str, reference: str, kind: Kind) -> bool:
-    if kind == "number":
-        return _ask("arm_number", answer.replace(",", "").replace("$", ""), reference)
-    return _ask("arm_latex", answer, reference)
 
 
 # ---- LaTeX -------------------------------------------------------------------------------------

@@ -345,7 +345,7 @@ def test_a_broken_row_names_file_place_and_reason_and_the_rest_loads(bad, reason
     loaded = load("gsm8k", path, keep_going=True)
     assert [example.question for example in loaded.examples] == [row["question"] for row in GOOD]
     (problem,) = loaded.problems
-    assert (problem.file, problem.line) == (str(path), 3)
+    assert problem.startswith(f"{path}, {'line' if suffix == 'jsonl' else 'row'} 3: ")
 
 
 @pytest.mark.parametrize(
@@ -379,8 +379,8 @@ def test_broken_csv_rows_are_found(tmp_path):
     path.write_text('question,answer\n"a, or\nb?",4\nshort\nc?,4,5\n"d?",6\n')
     loaded = load("gsm8k", path, keep_going=True)
     assert [(e.question, e.answer) for e in loaded.examples] == [("a, or\nb?", "4"), ("d?", "6")]
-    assert [problem.line for problem in loaded.problems] == [4, 5]
-    assert all("not as many cells" in problem.reason for problem in loaded.problems)
+    assert len(loaded.problems) == 2 and all("not as many cells" in problem for problem in loaded.problems)
+    assert "line 4: " in loaded.problems[0] and "line 5: " in loaded.problems[1]
 
 
 def test_a_parquet_row_is_named_by_its_number(tmp_path):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lib.dial import program, sample_questions
+from lib.sandbox import child
 from lib.sandbox.run import (
-    GUARDS,
     MIN_MEMORY_MB,
     OUTPUT_LIMIT,
     SandboxResult,
@@ -25,6 +25,7 @@ from lib.sandbox.run import (
     split_simulated_output,
 )
 
+GUARDS = [guard.__name__ for guard in child.GUARDS]
 # Each guard must hold without the others that cover for it, so attacks run with some left out.
 CONFIGURATIONS = {
     "all": (),

@@ -1,4 +1,4 @@
-"""Load and save policies; build the small model of the dial world from a configuration."""
+"""Load a policy: a shipped checkpoint, a folder, a hub model, or a random one."""
 
 from __future__ import annotations
 

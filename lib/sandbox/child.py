@@ -1,4 +1,4 @@
-"""What runs inside the sandbox: shut every door, then the program. Started by lib.sandbox, never imported.
+"""What runs inside the sandbox: shut every door, then the program. Started by lib.sandbox.run.
 
 Arguments: parent's process id, CPU seconds, memory in MB, names of guards to leave out (for tests).
 Standard input: a secret on one line, then the program. Standard error, as the parent opened it, is the

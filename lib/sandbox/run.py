@@ -42,20 +42,10 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-CHILD = Path(__file__).with_name("child.py")
-GUARDS = (
-    "seccomp",
-    "landlock",
-    "private_scratch",
-    "memory_limit",
-    "limits",
-    "no_privileges",
-    "parent_death",
-    "audit_hook",
-)
+from lib.sandbox import child
+
 OUTPUT_LIMIT = 131_072  # bytes of stdout, and of the result; a program that writes more is stopped
 MIN_MEMORY_MB = 32  # the interpreter itself takes about 20
 
@@ -93,7 +83,7 @@ def run_python(code: str, *, timeout: float = 5.0, memory_mb: int = 256) -> Sand
 def protections() -> dict[str, bool]:
     """Which guards are in force on this system; the module's docstring says what each one does."""
     in_force = _run("", timeout=30, memory_mb=256)[1]
-    return {name: name in in_force for name in GUARDS}
+    return {guard.__name__: guard.__name__ in in_force for guard in child.GUARDS}
 
 
 def split_simulated_output(code: str) -> tuple[str, Any]:
@@ -119,7 +109,7 @@ def _run(
         raise ValueError(f"timeout must be positive and memory_mb at least {MIN_MEMORY_MB}")
     deadline = time.monotonic() + timeout
     secret = secrets.token_hex(16).encode()  # goes in before the program and comes back before the result
-    python = [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(CHILD)]
+    python = [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(child.__file__)]
     arguments = [str(os.getpid()), str(math.ceil(timeout) + 1), str(memory_mb), *without]
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as scratch:
         process = subprocess.Popen(

@@ -30,24 +30,14 @@ _BROKEN_TEXT = re.compile("[\ud800-\udfff\ufffd]")
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A row that could not be used, by its line in a .jsonl or .csv file, else by its place; from 1."""
-
-    file: str
-    line: int
-    reason: str
-    unit: str = "line"
-
-    def __str__(self) -> str:
-        return f"{self.file}, {self.unit} {self.line}: {self.reason}"
-
-
-@dataclass(frozen=True)
 class Loaded:
-    """What was read: every row is an example or a problem."""
+    """What was read: every row is an example, or a problem that names file, place and reason.
+
+    The place is the line of a .jsonl or .csv file, else the number of the row; both count from 1.
+    """
 
     examples: list[Task]
-    problems: list[Problem]
+    problems: list[str]
 
 
 Loader = Callable[..., list[Task]]  # (count, *, split, seed, **options)
@@ -137,8 +127,8 @@ def load(
         name, rows = _hub_rows(SOURCES[source], split, hub, revision)
     else:
         name, rows = str(path), file_rows(path)
-    unit = "line" if name.endswith((".jsonl", ".csv")) else "row"
-    loaded = read_rows(source, rows, split=split, file=name, unit=unit, keep_going=keep_going)
+    where = f"{name}, {'line' if name.endswith(('.jsonl', '.csv')) else 'row'}"
+    loaded = read_rows(source, rows, split=split, where=where, keep_going=keep_going)
     if not loaded.examples and not loaded.problems:
         raise DataError(f"{name} holds no rows")
     return loaded
@@ -149,8 +139,7 @@ def read_rows(
     rows: Rows,
     *,
     split: str = "test",
-    file: str = "rows",
-    unit: str = "row",
+    where: str = "rows, row",
     keep_going: bool = False,
 ) -> Loaded:
     """Turn numbered rows into examples, e.g. `read_rows("gsm8k", enumerate(dataset, 1))`."""
@@ -161,12 +150,10 @@ def read_rows(
                 raise row
             examples.append(_example(source, row, split))
         except RowError as error:
-            problem = Problem(file, number, str(error), unit)
+            problems.append(f"{where} {number}: {error}")
             if not keep_going:
-                raise DataError(
-                    f"{problem}. Mend the row, or load with keep_going=True to leave it out."
-                ) from None
-            problems.append(problem)
+                remedy = "Mend the row, or load with keep_going=True to leave it out."
+                raise DataError(f"{problems[-1]}. {remedy}") from None
     return Loaded(examples, problems)
 
 

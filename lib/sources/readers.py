@@ -15,7 +15,7 @@ from lib.formats import ReasoningFormat, parse_response
 from lib.sources.files import Row, RowError
 from lib.verify import last_boxed
 
-LETTERS = string.ascii_uppercase
+LETTERS = tuple(string.ascii_uppercase)  # so that "AB" is none of them
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -45,7 +45,7 @@ def _number(text: str) -> str:
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
 
 
-def _split_options(text: str, label: str, names: str = LETTERS) -> tuple[str, tuple[str, ...]]:
+def _split_options(text: str, label: str, names: Sequence[str] = LETTERS) -> tuple[str, tuple[str, ...]]:
     """Cut `stem A x B y` at its labels, in their order; no options where the first label is missing."""
     first = list(re.finditer(label.format(names[0]), text))
     if not first:
@@ -129,9 +129,8 @@ def read_math(row: Row) -> dict[str, Any]:
 
 def read_svamp(row: Row) -> dict[str, Any]:
     """SVAMP: body and question are two fields on the hub; the answer is a decimal there."""
-    question = (
-        _text(row, "question") if "Body" not in row else f"{_text(row, 'Body')} {_text(row, 'Question')}"
-    )
+    parts = ("Body", "Question") if "Body" in row else ("question",)
+    question = " ".join(_text(row, part) for part in parts)
     return {"question": question, "answer": _number(_text(row, "Answer", "answer", "ground_truth"))}
 
 
