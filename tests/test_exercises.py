@@ -1,0 +1,189 @@
+"""Every check of "Your turn": the right function passes, each usual mistake gets its own hint."""
+
+import ast
+import time
+from importlib import import_module
+from itertools import pairwise
+
+import nbformat
+import pytest
+import torch
+
+from lib.course.notebooks import NOTEBOOKS, code_cells, find_notebooks
+from lib.studies.exercises.core import Check, NotYetError, difference, shown
+
+ROOMS = {"00": "dial_world"}
+CHECKS = {
+    f"{number}-{name}": value
+    for number, room in ROOMS.items()
+    for name, value in vars(import_module(f"lib.studies.exercises.{room}")).items()
+    if isinstance(value, Check)
+}
+MISTAKES = [
+    pytest.param(check, hint, id=f"{name}-{place}")
+    for name, check in CHECKS.items()
+    for place, hint in enumerate(check.mistakes)
+]
+
+
+@pytest.fixture(params=CHECKS.values(), ids=CHECKS)
+def check(request):
+    return request.param
+
+
+def test_the_right_function_is_right_and_soon(check, capsys):
+    check.cases()  # a model that a check needs is loaded once
+    started = time.perf_counter()
+    check(check.right)
+    assert time.perf_counter() - started < 1.5
+    assert capsys.readouterr().out == f"{check.name}: right on {len(check.cases())} cases\n"
+
+
+def test_a_check_knows_three_mistakes_and_has_the_name_of_its_variable(check):
+    assert len(check.mistakes) >= 3
+    assert f"-{check.name}" in next(f"-{key[3:]}" for key, value in CHECKS.items() if value is check)
+
+
+@pytest.mark.parametrize(("check", "hint"), MISTAKES)
+def test_each_mistake_has_its_own_hint(check, hint):
+    """No two mistakes look the same, so the first one that fits is the one that was made."""
+    with pytest.raises(NotYetError) as told:
+        check(check.mistakes[hint])
+    first, case = str(told.value).split("\n")
+    assert first == f"{check.name}: not right yet. {hint}"
+    assert case.startswith("Case ") and len(case) < 1200
+
+
+def test_a_mistake_that_nobody_foresaw_is_shown_by_its_first_case(check):
+    for wrong in (lambda *arguments: None, lambda *arguments: "nonsense", lambda *arguments: 1 / 0):
+        with pytest.raises(NotYetError) as told:
+            check(wrong)
+        first, case = str(told.value).split("\n")
+        assert first == f"{check.name}: not right yet." and case.startswith("Case 1 of")
+
+
+def test_a_result_is_not_a_function(check):
+    with pytest.raises(NotYetError, match="give the function itself"):
+        check(None)
+
+
+# ---- the core ------------------------------------------------------------------------------------
+
+double = Check(
+    "double",
+    lambda values: values * 2,
+    lambda: [(torch.ones(2),), (torch.tensor([3.0, -1.0]),)],
+    {"This squares.": lambda values: values**2},
+)
+
+
+def told(function):
+    with pytest.raises(NotYetError) as error:
+        double(function)
+    return str(error.value)
+
+
+def test_what_a_check_says(capsys):
+    double(lambda values: values + values)
+    assert capsys.readouterr().out == "double: right on 2 cases\n"
+    assert told(torch.square) == (
+        "double: not right yet. This squares.\nCase 1 of 2: double([1, 1]) gave [1, 1], and [2, 2] is right"
+    )
+    assert "gave the shape (1, 2), and (2,) is expected" in told(lambda values: values[None] * 2)
+    assert "gave a list, and a tensor" in told(lambda values: (values * 2).tolist())
+    assert "is there a `return`?" in told(lambda values: None)
+    assert "raised TypeError" in told(lambda: 1)
+
+
+def test_an_error_in_the_readers_code_names_the_line():
+    def broken(values):
+        return values.nothing
+
+    assert "raised AttributeError" in told(broken)
+    assert "of its cell: return values.nothing)" in told(broken)
+
+
+def test_arguments_that_were_changed_are_found():
+    def in_place(values):
+        return values.mul_(2)
+
+    assert "changes its arguments" in told(in_place)
+
+
+def test_the_message_stands_without_a_traceback():
+    assert NotYetError("short")._render_traceback_() == ["short"]
+
+
+@pytest.mark.parametrize(
+    ("right", "given", "same"),
+    [
+        (0.5, 0.50000001, True),
+        (0.5, 0.51, False),
+        (torch.tensor(2.0), 2, True),
+        ((1, "a"), [1, "a"], True),
+        ((1, "a"), (1,), False),
+        ({"a": [1]}, {"a": [1]}, True),
+        ({"a": 1}, {"b": 1}, False),
+        (3, None, False),
+        (None, None, True),
+        (0.5, "half", False),
+        (torch.tensor([1, 2]), torch.tensor([1.0, 2.0]), True),
+        (torch.tensor([torch.nan]), torch.tensor([torch.nan]), True),
+        (True, torch.tensor([1, 0]), False),
+    ],
+)
+def test_when_two_values_are_the_same(right, given, same):
+    assert (difference(right, given) is None) is same
+
+
+def test_values_are_shown_on_one_short_line():
+    assert shown((torch.tensor([1 / 3]), "a", None, {"b": 2})) == "([0.3333], 'a', None, {'b': 2})"
+    assert shown(torch.zeros(8, 8)) == "a tensor of shape (8, 8)"
+    assert shown(torch.nn.Linear(1, 1)) == "Linear" and len(shown("x" * 999)) < 200
+
+
+# ---- in the notebooks ----------------------------------------------------------------------------
+
+
+def imports(notebook):
+    """The import statements of a notebook, as code."""
+    nodes = [node for cell in code_cells(notebook) for node in ast.parse(cell.source).body]
+    found = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    return "\n".join(found)
+
+
+def your_turns(notebook):
+    return [cell for cell in code_cells(notebook) if "your-turn" in cell.metadata.get("tags", [])]
+
+
+def known(room):
+    module = import_module(f"lib.studies.exercises.{room}")
+    return [name for name, value in vars(module).items() if isinstance(value, Check)]
+
+
+@pytest.mark.parametrize(("number", "room"), ROOMS.items())
+@pytest.mark.parametrize("folder", ["", "solutions"])
+def test_each_check_stands_in_its_notebook_and_what_stands_there_is_right(number, room, folder, capsys):
+    """As shipped a cell calls the library; the solution is written out. Both pass."""
+    [path] = (NOTEBOOKS / folder).glob(f"{number}_*.ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    cells, names = your_turns(notebook), known(room)
+    assert 5 <= len(names) <= 7 and len(cells) == len(names)
+    scope = {}
+    exec(imports(notebook), scope)
+    for cell in cells:
+        assert ("# your turn" in cell.source) == (folder == "")
+        exec(cell.source, scope)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said if ": right on" in line] == names
+
+
+def test_every_notebook_says_what_to_write_and_what_to_expect():
+    """The words before each cell: time and difficulty, and a prediction to make."""
+    for path in find_notebooks():
+        cells = nbformat.read(path, as_version=4).cells
+        for before, cell in pairwise(cells):
+            if "your-turn" in cell.metadata.get("tags", []):
+                assert before.cell_type == "markdown", path.stem
+                assert "**Your turn: " in before.source and " minutes)" in before.source
+                assert "Predict" in before.source
