@@ -201,9 +201,8 @@ def test_shapes_and_a_uniform_start():
     assert ConfigurationPolicy(16, SMALL, joint=True)(torch.randn(3, 16))["joint"].shape == (3, 24)
     factorised = sum(p.numel() for head in policy.heads.values() for p in head[-1].parameters())
     assert factorised == 119 * 65  # the sum of the head sizes, not their product
-    for name in ("width", "head_layers"):
-        with pytest.raises(ValueError, match=f"{name} takes a whole number from 1, got 0"):
-            ConfigurationPolicy(4, SMALL, **{name: 0})
+    with pytest.raises(ValueError, match="width takes a whole number from 1, got 0\nhead_layers takes"):
+        ConfigurationPolicy(4, SMALL, width=0, head_layers=0)
 
 
 def test_without_a_shared_trunk_each_head_has_its_own():
@@ -315,8 +314,7 @@ def test_what_was_not_answered_is_not_learnt_from():
     trainer.train()
     assert sum(d["reward"] is None for d in trainer.decisions) == 12
     assert trainer.history[0]["answered"] == 0.5
-    kept = {h: v[~lost] for h, v in trainer.policy(trainer.embeddings[:8]).items()}
-    assert all(torch.isfinite(v).all() for v in kept.values()) and torch.isfinite(weights(trainer)).all()
+    assert torch.isfinite(weights(trainer)).all()
 
 
 def test_no_answer_at_all_stops_and_keeps_what_was_learnt():

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from lib.dial import frozen_llm
 from lib.dial.world import TIERS
+from lib.measure.figures import PALETTE
 
-_PALETTE = sns.color_palette("colorblind")
-COLOURS = dict(zip(frozen_llm.MIXTURES, (_PALETTE[0], _PALETTE[1], _PALETTE[2]), strict=True))
+COLOURS = dict(zip(frozen_llm.MIXTURES, PALETTE[:3], strict=True))
 MARKERS = dict(zip(frozen_llm.MIXTURES, "osD", strict=True))
 TYPES = [f"{kind}, {tier}" for kind in frozen_llm.MIXTURES for tier in TIERS]
 
@@ -56,7 +56,7 @@ def training(history: pd.DataFrame, lines: Mapping[str, float]) -> Figure:
     _levels(left, lines, history["step"].max())
     left.set(xlabel="update", ylabel="reward, mean of 20 updates", ylim=(0, 1))
     right.plot(history["step"], history["tau"], color="black", ls="--", label="tau")
-    for column, colour in zip([c for c in history if c.startswith("entropy/")], _PALETTE, strict=False):
+    for column, colour in zip([c for c in history if c.startswith("entropy/")], PALETTE, strict=False):
         right.plot(history["step"], history[column], color=colour, label=f"entropy, {column[8:]}", lw=1.3)
     right.set(xlabel="update", ylabel="entropy (nats) and tau", ylim=(0, None))
     right.legend(frameon=False, fontsize=9)
@@ -92,7 +92,7 @@ def intervals(frame: pd.DataFrame, *, xlabel: str, lines: Mapping[str, float]) -
 def regret_curves(curves: Mapping[str, Sequence[float]], bound: Sequence[float]) -> Figure:
     """Cumulative regret over decisions, with the bound of the paper, on logarithmic axes."""
     figure, ax = plt.subplots(figsize=(6.2, 3.6), dpi=68, layout="constrained")
-    for (name, curve), colour in zip(curves.items(), _PALETTE, strict=False):
+    for (name, curve), colour in zip(curves.items(), PALETTE, strict=False):
         ax.plot(np.arange(1, len(curve) + 1), curve, color=colour, label=name)
     ax.plot(np.arange(1, len(bound) + 1), bound, color="black", ls="--", label="bound, without its constant")
     ax.plot([1, len(bound)], [1, len(bound)], color="0.6", ls=":", label="regret 1 at every decision")
