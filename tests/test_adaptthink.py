@@ -22,18 +22,18 @@ from lib.methods.adaptthink import (
     AdaptThink,
     adaptthink_advantages,
     adaptthink_loss,
-    nothinking_fixed_point,
 )
 from lib.methods.base import Progress
-from lib.methods.fit import build, fit, load_trained
+from lib.methods.fit import build, fit
+from lib.methods.readings import accuracy_reward
 from lib.methods.reference_samples import sample_reference
-from lib.methods.rewards import accuracy_reward
-from lib.methods.thinking_baselines import mixed_rows, shortest_pairs, train_dpo
+from lib.methods.training import load_trained
 from lib.policies.load import load_policy
 from lib.policies.random_models import byte_level_tokenizer
 from lib.policies.save import save_policy
 from lib.runs import Run
 from lib.studies import trainings
+from lib.studies.thinking_baselines import mixed_rows, shortest_pairs, train_dpo
 from lib.tasks import Rollout, Task, rollout_table, task_rows
 from lib.thinking import (
     CLOSE,
@@ -264,15 +264,14 @@ def test_cold_start(variant, rate, steps, expected):
 
 def test_fixed_point_of_the_released_loss():
     """Both modes beat the reference, Thinking by more; the shorter one wins all the same."""
-    predicted = nothinking_fixed_point(0.05, 0.10, 400, 4000)
+    skip, think = 0.05 / 400, 0.10 / 4000  # notebook 05, equation 7
+    predicted = skip / (skip + think)
     assert predicted == pytest.approx(0.8333, abs=1e-4)
     settings = {"advantages": [0.05, 0.10], "weights": [1.0, 1.0], "tokens": [400, 4000], "start": [0.3, 0.7]}
     reached = choose_a_word("geometric_mean", 2000, 400, **settings)
     assert reached == pytest.approx(predicted, abs=2e-3)
     unbiased = choose_a_word("sequence", 50, 1000, **settings, epsilon=math.inf)
     assert unbiased == pytest.approx(0.0002, abs=5e-5)
-    with pytest.raises(ValueError, match="thinking_advantage must be positive"):
-        nothinking_fixed_point(0.05, 0.0, 400, 4000)
 
 
 # ---- modes -------------------------------------------------------------------------------------

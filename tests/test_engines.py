@@ -22,7 +22,7 @@ from lib.engines.base import Completion, Kept, Request, Sampling
 from lib.engines.local import TransformersEngine
 from lib.engines.server import ServerEngine, ServerError
 from lib.formats import ReasoningFormat
-from lib.methods.rewards import accuracy_reward
+from lib.methods.readings import accuracy_reward
 from lib.policies.load import CHECKPOINTS
 from lib.tasks import task_rows
 from lib.verify import is_response_correct

@@ -13,9 +13,10 @@ from lib.checked import Range
 from lib.dial import dial_tasks, dial_tokenizer, new_dial_model
 from lib.methods import METHODS, find_method, from_json
 from lib.methods.base import Group, Progress
-from lib.methods.fit import build, fit, load_trained
+from lib.methods.fit import build, fit
 from lib.methods.grpo import GRPO, group_relative_advantages
 from lib.methods.sft import SFTConfig
+from lib.methods.training import load_trained
 from lib.policies.save import save_policy
 from lib.runs import Run
 from lib.tasks import task_rows

@@ -18,9 +18,9 @@ from lib.dial.responses import gold_response
 from lib.formats import ReasoningFormat
 from lib.methods import training
 from lib.methods.ada_grpo import AdaGRPO
-from lib.methods.fit import fit, load_trained, train
+from lib.methods.fit import fit, train
 from lib.methods.sft import SFTConfig, train_sft
-from lib.methods.training import last_checkpoint
+from lib.methods.training import last_checkpoint, load_trained
 from lib.policies.save import save_policy
 from lib.runs import Run, start_run, write_json
 from lib.tasks import task_rows

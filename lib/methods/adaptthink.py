@@ -15,6 +15,7 @@ import torch
 
 from lib.checked import Range
 from lib.methods.base import DIAL, Count, Group, MethodConfig, Progress, every_token
+from lib.methods.grpo import clipped_loss, is_clipped, masked_mean
 from lib.methods.readings import SKIPS, THINKS, THINKS_ANYHOW
 
 Variant = Literal["geometric_mean", "sequence", "token", "unadjusted"]
@@ -67,15 +68,9 @@ def importance_ratio(
     return log_ratio.exp()
 
 
-def clipped_loss(
-    ratio: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, epsilon: float
-) -> torch.Tensor:
-    """-min(r A, clip(r) A) for ratios (N, 1) or (N, T): a mean over tokens first, then over responses."""
-    advantages = advantages[:, None]
-    losses = -torch.min(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
-    if ratio.shape[1] > 1:
-        losses = (losses * mask).sum(1) / mask.sum(1).clamp(min=1)
-    return losses.mean()
+def counted(ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What a mean over ratios weighs: real tokens of (N, T), or each response of (N, 1)."""
+    return mask.float() if ratio.shape[1] > 1 else torch.ones_like(ratio)
 
 
 def adaptthink_loss(
@@ -99,21 +94,7 @@ def adaptthink_loss(
     ratio = importance_ratio(
         log_probs, old_log_probs, mask, is_nothinking, nothinking_ratio=nothinking_ratio, variant=variant
     )
-    return clipped_loss(ratio, advantages, mask, epsilon)
-
-
-def nothinking_fixed_point(
-    nothinking_advantage: float, thinking_advantage: float, nothinking_tokens: float, thinking_tokens: float
-) -> float:
-    """Where the released loss takes P(NoThinking) when both mean advantages are positive.
-
-    Each response weighs A / tokens, so the shorter mode wins although it is the worse one. Derived here.
-    """
-    for name, value in (("nothinking", nothinking_advantage), ("thinking", thinking_advantage)):
-        if value <= 0:
-            raise ValueError(f"{name}_advantage must be positive, got {value}: the other mode takes all")
-    pull, push = nothinking_advantage / nothinking_tokens, thinking_advantage / thinking_tokens
-    return pull / (pull + push)
+    return masked_mean(clipped_loss(ratio, advantages, epsilon), counted(ratio, mask), group_size=1)
 
 
 # ---- method ------------------------------------------------------------------------------------
@@ -215,20 +196,12 @@ class AdaptThink(Thinking):
             variant=self.variant,
             start_log_probs=start_log_probs,
         )
-        loss = clipped_loss(ratio, batch["advantages"], mask, self.epsilon)
-        return loss, self._sums(ratio.detach(), log_probs.detach()[:, 0], batch)
-
-    def _sums(
-        self, ratio: torch.Tensor, first: torch.Tensor, batch: Mapping[str, torch.Tensor]
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Mean ratio, share of ratios where the clip stops the gradient, and log P of the forced tokens."""
-        skipped, advantages = batch["is_nothinking"], batch["advantages"][:, None]
-        weights = batch["completion_mask"].float() if ratio.shape[1] > 1 else torch.ones_like(ratio)
-        stopped = (ratio > 1 + self.epsilon) & (advantages > 0)
-        stopped |= (ratio < 1 - self.epsilon) & (advantages < 0)
-        return {
+        weights, clip = counted(ratio, mask), (batch["advantages"], self.epsilon)
+        loss = masked_mean(clipped_loss(ratio, *clip), weights, group_size=1)
+        ratio, first = ratio.detach(), log_probs.detach()[:, 0]
+        return loss, {
             "ratio/mean": ((ratio * weights).sum(), weights.sum()),
-            "ratio/clipped": ((stopped * weights).sum(), weights.sum()),
+            "ratio/clipped": ((is_clipped(ratio, *clip) * weights).sum(), weights.sum()),
             "log_p_nothinking": (first[skipped].sum(), skipped.sum()),
             "log_p_thinking": (first[~skipped].sum(), (~skipped).sum()),
         }

@@ -21,9 +21,8 @@ from lib.verify import Rules
 Modes = Sequence[Sequence[str | None]]
 Share = Annotated[float, Range(0, 1)]
 Count = Annotated[int, Range(1)]
-DIAL: dict[
-    str, Any
-] = {  # settings for the dial world: 96 responses a batch, all weights, a few minutes on one core
+# Settings for the dial world: 96 responses a batch, all weights, a few minutes on one core.
+DIAL: dict[str, Any] = {
     "batches": 80,
     "micro_batch_size": 96,
     "learning_rate": 4e-4,
@@ -39,27 +38,21 @@ class Progress(NamedTuple):
     step: float
     total: float
 
-    @property
-    def share(self) -> float:
-        """From 0 to 1."""
-        return self.step / self.total
-
 
 @dataclass(frozen=True)
 class Group:
     """The responses of one rollout batch, all processes together: `ok` is 1 or 0, `length` counts tokens.
 
     `mode` is how a response opens, None for no known way; `forced` the mode it was made to open with, None
-    where it was free. Columns of the questions, where the rows have them: the reference model's accuracy,
-    whether thinking is needed, and a budget in tokens.
+    where it was free. Columns of the questions, where the rows have them: the reference model's accuracy
+    and a budget in tokens.
     """
 
     ok: torch.Tensor  # (B, G), like length, mode and forced
     length: torch.Tensor
     mode: Modes
     forced: Modes = ()
-    reference: torch.Tensor | None = None  # (B,), like needed and budget
-    needed: torch.Tensor | None = None
+    reference: torch.Tensor | None = None  # (B,), like budget
     budget: torch.Tensor | None = None
 
     def column(self, name: str) -> torch.Tensor:
@@ -77,6 +70,11 @@ class Group:
 # ---- configuration -----------------------------------------------------------------------------
 
 
+def by_name(*names: str) -> dict[str, str]:
+    """Options of TRL's that the fields of the same name set."""
+    return dict(zip(names, names, strict=True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """What every training says: where it starts, which weights it trains, and how it steps.
@@ -86,13 +84,11 @@ class TrainingConfig:
 
     arguments: ClassVar[type] = trl.GRPOConfig
     taken: ClassVar[dict[str, str]] = {  # TRL's options: what sets them here
+        **by_name("seed", "learning_rate", "gradient_checkpointing"),
         "output_dir": "the run's folder",
-        "seed": "seed",
         "data_seed": "seed",
         "bf16": "precision",
         "fp16": "precision",
-        "learning_rate": "learning_rate",
-        "gradient_checkpointing": "gradient_checkpointing",
         "per_device_train_batch_size": "micro_batch_size",
         "gradient_accumulation_steps": "micro_batch_size",
         "save_steps": "save_every",
@@ -135,9 +131,23 @@ class TrainingConfig:
                 yield from faults(f"{where}[{name!r}]", hints[name], value)
 
     @property
+    def options(self) -> dict[str, Any]:
+        """What fields say to TRL under TRL's own names."""
+        return {name: getattr(self, name) for name, by in self.taken.items() if name == by}
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type that a trained policy is loaded in."""
         return getattr(torch, self.precision)
+
+    def as_json(self) -> dict[str, Any]:
+        """Its fields."""
+        return asdict(self)
+
+    @classmethod
+    def paper(cls, base: str, **changes: Any) -> Self:
+        """As the paper has it: the defaults."""
+        return cls(base=base, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,19 +161,14 @@ class MethodConfig(TrainingConfig):
     needs: ClassVar[tuple[str, ...]] = ("prompt", "answer", "kind")  # columns of the rows
     own_loss: ClassVar[bool] = False  # whether `loss` takes the place of TRL's
     shown: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy", "tokens": "tokens/mean"}
-    taken: ClassVar[dict[str, str]] = TrainingConfig.taken | {
+    taken: ClassVar[dict[str, str]] = {
+        **TrainingConfig.taken,
+        **by_name("num_generations", "max_completion_length", "temperature", "epsilon", "beta"),
+        **by_name("entropy_coef", "weight_decay", "lr_scheduler_type"),
         "max_steps": "batches",
         "num_train_epochs": "batches",
         "generation_batch_size": "prompts",
         "steps_per_generation": "updates",
-        "num_generations": "num_generations",
-        "max_completion_length": "max_completion_length",
-        "temperature": "temperature",
-        "epsilon": "epsilon",
-        "beta": "beta",
-        "entropy_coef": "entropy_coef",
-        "weight_decay": "weight_decay",
-        "lr_scheduler_type": "lr_scheduler_type",
         "eval_strategy": "eval_every",
         "eval_steps": "eval_every",
         "scale_rewards": "the method's advantage",
@@ -213,12 +218,7 @@ class MethodConfig(TrainingConfig):
 
     def as_json(self) -> dict[str, Any]:
         """The method's name and its fields, for `lib.methods.from_json`."""
-        return {"method": self.name, **asdict(self)}
-
-    @classmethod
-    def paper(cls, base: str, **changes: Any) -> Self:
-        """As the paper has it: the defaults."""
-        return cls(base=base, **changes)
+        return {"method": self.name} | super().as_json()
 
     @classmethod
     def cpu(cls, base: str, **changes: Any) -> Self:

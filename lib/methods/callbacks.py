@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lib.runs import Run
 
+LINES = 10  # that a training says
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's end, a closed terminal
 
 
@@ -33,13 +34,10 @@ class RunCallback(TrainerCallback):
         run: Run | None = None,
         *,
         say: Callable[[str], None] | None = None,
-        lines: int = 10,
         stop_at: int | None = None,
-        shown: Mapping[str, str] = MappingProxyType(
-            {"loss": "loss"}
-        ),  # label: name of the metric in the logs
+        shown: Mapping[str, str] | None = None,  # label: name of the metric in the logs
     ):
-        self.run, self.say, self.lines, self.stop_at, self.shown = run, say, lines, stop_at, shown
+        self.run, self.say, self.stop_at, self.shown = run, say, stop_at, shown or {"loss": "loss"}
         self.stopped_by = 0
         self._begun = time.monotonic()
         self._old_handlers: dict[int, Any] = {}
@@ -53,11 +51,6 @@ class RunCallback(TrainerCallback):
         if threading.current_thread() is threading.main_thread():  # signals reach no other
             heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
             self._old_handlers = {number: signal.signal(number, self._stop) for number in heard}
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.restore_signals()
 
     def restore_signals(self) -> None:
         """Give the signals back to whom they belonged before training."""
@@ -94,7 +87,7 @@ class RunCallback(TrainerCallback):
         if self.run is not None:
             self.run.log(state.global_step, {**logs, "seconds": round(seconds, 2)})
         last = self.last(state)
-        every = max(1, last // self.lines // args.logging_steps) * args.logging_steps
+        every = max(1, last // LINES // args.logging_steps) * args.logging_steps
         due = "loss" in logs and (state.global_step % every == 0 or state.global_step >= last)
         if self.say is not None and due:
             found = "   ".join(

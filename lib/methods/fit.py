@@ -1,10 +1,10 @@
-"""Build, train, resume and load: the same for every method."""
+"""Build and train: the same for every method."""
 
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,65 +13,38 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lib.methods import from_json
-from lib.methods.base import MethodConfig, TrainingConfig
+from lib.methods.base import MethodConfig
 from lib.methods.callbacks import RunCallback
-from lib.methods.readings import READINGS
-from lib.methods.rewards import accuracy_reward
+from lib.methods.readings import READINGS, accuracy_reward
+from lib.methods.sft_rows import read_rows
 from lib.methods.trainer import MethodTrainer
-from lib.methods.training import (
-    accumulation_steps,
-    prepare,
-    shared_arguments,
-    train_once,
-    trained_dtype,
-)
-from lib.policies.adapters import add_lora, merge_adapter
-from lib.policies.load import fingerprint, load_policy
-from lib.runs import Run, digest
+from lib.methods.training import Facts, Rows, load_trainable, prepare, train_policy, trainer_arguments
+from lib.runs import Run
 
 LOSSES = {"batch": "dapo", "micro_batch": "bnpo", "group": "dr_grpo", "response": "grpo"}
-Rows = Sequence[Mapping[str, Any]]
 
 
 def training_arguments(config: MethodConfig, folder: Path, *, watched: int = 0) -> trl.GRPOConfig:
     """The configuration as TRL writes it, for all processes; `watched` rows are evaluated."""
-    updates = config.batches * config.updates
-    falling = {"lr_scheduler_kwargs": {"num_decay_steps": round(config.cooldown * updates)}}
-    evaluates = config.eval_every and watched
+    updates, responses = config.batches * config.updates, config.prompts * config.num_generations
     options = {
-        **shared_arguments(folder, seed=config.seed, precision=config.precision),
         "max_steps": updates * config.trainer.get("num_iterations", 1),
-        "per_device_train_batch_size": config.micro_batch_size,
         "per_device_eval_batch_size": max(1, watched),
-        "num_generations": config.num_generations,
         "num_generations_eval": 1,
-        "generation_batch_size": config.prompts * config.num_generations,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "warmup_stable_decay" if config.cooldown else config.lr_scheduler_type,
-        **(falling if config.cooldown else {}),
-        "weight_decay": config.weight_decay,
-        "max_completion_length": config.max_completion_length,
-        "temperature": config.temperature,
-        "epsilon": config.epsilon,
-        "beta": config.beta,
+        "generation_batch_size": responses,
         "use_bias_correction_kl": False,
-        "entropy_coef": config.entropy_coef,
         "loss_type": LOSSES[config.normaliser],
-        "gradient_checkpointing": config.gradient_checkpointing,
         "logging_steps": 1,
-        "eval_strategy": "steps" if evaluates else "no",
-        "eval_steps": config.eval_every * config.updates if evaluates else None,
-        "eval_on_start": bool(evaluates),
         "save_steps": config.save_every * config.updates,
         "save_total_limit": 1,
     }
-    arguments = trl.GRPOConfig(**options | dict(config.trainer))
-    arguments.gradient_accumulation_steps = accumulation_steps(
-        config.prompts * config.num_generations,
-        config.micro_batch_size * config.updates,
-        arguments.world_size,
-    )
-    return arguments
+    if config.cooldown:
+        options["lr_scheduler_type"] = "warmup_stable_decay"
+        options["lr_scheduler_kwargs"] = {"num_decay_steps": round(config.cooldown * updates)}
+    if config.eval_every and watched:
+        options |= {"eval_strategy": "steps", "eval_on_start": True}
+        options["eval_steps"] = config.eval_every * config.updates
+    return trainer_arguments(config, folder, responses // config.updates, **options)
 
 
 def build(
@@ -105,18 +78,8 @@ def build(
         processing_class=tokenizer,
         callbacks=[callback] if callback else [],
     )
-    prepare(trainer, config.precision)
+    prepare(trainer, config)
     return trainer
-
-
-def load_trainable(config: TrainingConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base as it is trained: whole, or with LoRA, on NF4 where asked."""
-    full = config.weights == "full"
-    dtype = trained_dtype(config.precision, full=full)
-    model, tokenizer = load_policy(config.base, quantised=config.weights == "qlora", dtype=dtype)
-    if not full:
-        model = add_lora(model, rank=config.lora_rank, alpha=2 * config.lora_rank)
-    return model, tokenizer
 
 
 def fit(
@@ -128,7 +91,7 @@ def fit(
     stop_at: int | None = None,
     say: Callable[[str], None] | None = None,
     reward: Callable[..., list[float]] | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Facts]:
     """Train, or go on where the run folder stopped: the model, its tokenizer, and what it took.
 
     The result is saved to `run.checkpoint / "result"`. `stop_at` ends early on the schedule of the full run.
@@ -136,21 +99,18 @@ def fit(
     is loaded.
     """
     callback = RunCallback(run, say=say, stop_at=stop_at, shown=config.shown)
-    settings = config.as_json() | {
-        "start": fingerprint(config.base),
-        "rows": digest(list(rows)),
-        "validation_rows": digest(list(validation_rows)),
-        "reward": _source(reward) if reward else "",
-    }
-
-    def make() -> MethodTrainer:
-        return build(config, rows, run, validation_rows=validation_rows, callback=callback, reward=reward)
-
-    trainer, facts = train_once(run, settings, make, callback)
-    facts = {"config": config.as_json()} | facts | {"questions": len(rows)}
-    if trainer:
-        return trainer.model.eval(), trainer.processing_class, facts
-    return *load_trained(config, run), facts
+    given: dict[str, Any] = {"validation_rows": validation_rows, "callback": callback, "reward": reward}
+    return train_policy(
+        config,
+        rows,
+        validation_rows,
+        run,
+        partial(build, config, rows, run, **given),
+        callback,
+        lambda trainer: {"questions": len(rows)},
+        merge=True,
+        reward=_source(reward) if reward else "",
+    )
 
 
 def _source(function: Callable[..., Any]) -> str:
@@ -161,26 +121,12 @@ def _source(function: Callable[..., Any]) -> str:
         return repr(function)
 
 
-def train(call: Mapping[str, Any]) -> dict[str, Any]:
+def train(call: Mapping[str, Any]) -> Facts:
     """`fit` as `lib.engines.launch` calls it, in one process or several; returns what it took.
 
     `call`: "config" (of `as_json`), "rows" and perhaps "validation_rows" (JSONL files), and the "folder".
     """
     run = Run(Path(call["folder"]), call)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    rows, watched = (read_rows(call.get(name)) for name in ("rows", "validation_rows"))
+    paths = (call.get(name) for name in ("rows", "validation_rows"))
+    rows, watched = (read_rows(path, ()) if path else [] for path in paths)
     return fit(from_json(call["config"]), rows, run, validation_rows=watched, say=print)[2]
-
-
-def read_rows(path: str | None) -> list[dict[str, Any]]:
-    lines = Path(path).read_text(encoding="utf-8").splitlines() if path else []
-    return [json.loads(line) for line in lines]
-
-
-def load_trained(config: TrainingConfig, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The policy that a finished run left, with its tokenizer; an adapter is merged."""
-    quantised, result = config.weights == "qlora", run.checkpoint / "result"
-    if config.weights == "full":
-        return load_policy(result, dtype=config.dtype)
-    _, tokenizer = load_policy(config.base, dtype=config.dtype)
-    return merge_adapter(config.base, result, quantised=quantised, dtype=config.dtype), tokenizer

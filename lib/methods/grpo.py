@@ -1,4 +1,4 @@
-"""GRPO: its formulas (advantages, log-probs, clipped loss, KL estimators, masked means), and the method.
+"""GRPO: its formulas (advantages, clipped loss, KL estimate, masked means), and the method.
 
 Shapes: B prompts with G samples each, N = B * G responses of T tokens. `mask` (N, T) is 1 on the tokens of a
 response and 0 on padding. TRL's GRPOTrainer computes the same; tests hold both together.
@@ -15,8 +15,7 @@ import torch
 from lib.checked import Range
 from lib.methods.base import DIAL, Count, Group, MethodConfig, Progress, Share, every_token
 
-KL = Literal["k1", "k2", "k3", "k3_clamped"]
-Mean = Literal["token", "sequence", "group"]
+KL = Literal["k3", "k3_clamped"]
 KL_LIMIT = 10.0  # of the clamped estimator, as in verl, on which ARM's code stands
 
 
@@ -42,78 +41,45 @@ def group_relative_advantages(
     return centred / (rewards.std(dim=1, correction=1, keepdim=True) + eps)
 
 
-def per_token_log_probs(
-    logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0
-) -> torch.Tensor:
-    """Log-probability of each token under the logits at its own place: (N, T, V), (N, T) -> (N, T).
-
-    The logits that predict token k stand one place before it; shift them before the call.
-    """
-    log_probs = torch.log_softmax(logits / temperature, dim=-1)
-    return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-
-def clipped_loss(
-    log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, *, epsilon: float = 0.2
-) -> torch.Tensor:
-    """Minus the clipped objective of each token: (N, T), (N, T), (N,) -> (N, T) (ARM, equation 6)."""
-    ratio = torch.exp(log_probs - old_log_probs)
+def clipped_loss(ratio: torch.Tensor, advantages: torch.Tensor, epsilon: float = 0.2) -> torch.Tensor:
+    """Minus the clipped objective of each token: (N, T), (N,) -> (N, T) (ARM, equation 6)."""
     advantages = advantages.unsqueeze(1)
     return -torch.min(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
 
 
-def clip_share(
-    log_probs: torch.Tensor,
-    old_log_probs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    *,
-    epsilon: float = 0.2,
-) -> torch.Tensor:
-    """The share of tokens whose gradient the clip takes away; a scalar."""
-    ratio = torch.exp(log_probs - old_log_probs)
+def is_clipped(ratio: torch.Tensor, advantages: torch.Tensor, epsilon: float = 0.2) -> torch.Tensor:
+    """Where the clip takes the gradient away: (N, T), (N,) -> (N, T)."""
     advantages = advantages.unsqueeze(1)
-    clipped = ((ratio > 1 + epsilon) & (advantages > 0)) | ((ratio < 1 - epsilon) & (advantages < 0))
-    return masked_mean(clipped.float(), mask)
+    return ((ratio > 1 + epsilon) & (advantages > 0)) | ((ratio < 1 - epsilon) & (advantages < 0))
 
 
 def kl_estimate(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, kind: KL = "k3") -> torch.Tensor:
     """An estimate of KL(policy || reference) at each sampled token: (N, T), (N, T) -> (N, T).
 
-    With d = reference - policy: k1 = -d is unbiased and noisy; k2 = d^2 / 2 is biased and never negative;
-    k3 = exp(d) - d - 1 is unbiased and never negative. "k3_clamped" cuts k3 at 10, as ARM's code does.
+    With d = reference - policy: k3 = exp(d) - d - 1 is unbiased and never negative. "k3_clamped" cuts it at
+    10, as ARM's code does.
     """
     difference = ref_log_probs - log_probs
-    match kind:
-        case "k1":
-            return -difference
-        case "k2":
-            return difference**2 / 2
-        case "k3":
-            return torch.exp(difference) - difference - 1
-        case "k3_clamped":  # beyond 10 it is cut anyway; exp would overflow, and the gradient be NaN
-            near = difference.clamp(max=KL_LIMIT)
-            return (torch.exp(near) - near - 1).clamp(-KL_LIMIT, KL_LIMIT)
-    raise ValueError(f"kind must be k1, k2, k3 or k3_clamped, got {kind!r}")
+    if kind == "k3":
+        return torch.exp(difference) - difference - 1
+    if kind != "k3_clamped":
+        raise ValueError(f"kind must be k3 or k3_clamped, got {kind!r}")
+    near = difference.clamp(max=KL_LIMIT)  # beyond it is cut; exp would overflow, and the gradient be NaN
+    return (torch.exp(near) - near - 1).clamp(-KL_LIMIT, KL_LIMIT)
 
 
-def masked_mean(
-    values: torch.Tensor, mask: torch.Tensor, level: Mean = "token", *, group_size: int = 1
-) -> torch.Tensor:
+def masked_mean(values: torch.Tensor, mask: torch.Tensor, group_size: int | None = None) -> torch.Tensor:
     """The mean over real tokens, as a scalar: (N, T), (N, T) -> ().
 
-    "token" weighs all tokens of the batch the same. "sequence" takes the mean of each response first, "group"
-    that of all tokens of a prompt's `group_size` responses (ARM, equation 6), then the mean of those.
+    All tokens of the batch weigh the same; with a `group_size` the mean of each so many responses comes
+    first: of a prompt's responses (ARM, equation 6), or with 1 of each response.
     """
-    if level not in ("token", "sequence", "group"):
-        raise ValueError(f"level must be token, sequence or group, got {level!r}")
-    if level == "token":
+    if group_size is None:
         return (values * mask).sum() / mask.sum().clamp(min=1)
-    size = group_size if level == "group" else 1
-    if len(values) % size:
-        raise ValueError(f"{len(values)} responses are no whole groups of group_size {size}")
-    sums = (values * mask).sum(1).view(-1, size).sum(1)
-    counts = mask.sum(1).view(-1, size).sum(1)
+    if len(values) % group_size:
+        raise ValueError(f"{len(values)} responses are no whole groups of group_size {group_size}")
+    sums = (values * mask).sum(1).view(-1, group_size).sum(1)
+    counts = mask.sum(1).view(-1, group_size).sum(1)
     return (sums / counts.clamp(min=1)).mean()
 
 
@@ -127,16 +93,18 @@ def grpo_loss(
     epsilon: float = 0.2,
     beta: float = 0.0,
     kl: KL = "k3",
-    level: Mean = "token",
-    group_size: int = 1,
+    group_size: int | None = None,
 ) -> torch.Tensor:
-    """The loss of a batch, a scalar (ARM, equation 6): the clipped term plus `beta` times the KL term."""
-    losses = clipped_loss(log_probs, old_log_probs, advantages, epsilon=epsilon)
+    """The loss of a batch, a scalar (ARM, equation 6): the clipped term plus `beta` times the KL term.
+
+    Its mean is `masked_mean`'s.
+    """
+    losses = clipped_loss(torch.exp(log_probs - old_log_probs), advantages, epsilon)
     if beta:
         if ref_log_probs is None:
             raise ValueError("beta is not 0, so ref_log_probs are needed")
         losses = losses + beta * kl_estimate(log_probs, ref_log_probs, kl)
-    return masked_mean(losses, mask, level, group_size=group_size)
+    return masked_mean(losses, mask, group_size)
 
 
 # ---- method ------------------------------------------------------------------------------------

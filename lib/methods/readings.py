@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -93,7 +93,19 @@ class ThinkingReading:
 
 
 Reading = FormatReading | ThinkingReading
-READINGS: dict[str, type[FormatReading] | type[ThinkingReading]] = {
-    "formats": FormatReading,
-    "thinking": ThinkingReading,
-}
+READINGS: dict[str, type[Reading]] = {"formats": FormatReading, "thinking": ThinkingReading}
+
+
+def accuracy_reward(is_right: Callable[[str, str, str], bool]) -> Callable[..., list[float]]:
+    """1 for a right response and 0 for any other (ARM, equation 1), by `is_right(text, answer, kind)`.
+
+    A reward function with TRL's signature; rows need the columns `answer` and `kind`.
+    """
+
+    def accuracy(
+        completions: Sequence[Any], answer: Sequence[str], kind: Sequence[str], **others: Any
+    ) -> list[float]:
+        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+        return [float(is_right(*row)) for row in zip(texts, answer, kind, strict=True)]
+
+    return accuracy

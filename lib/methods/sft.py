@@ -10,7 +10,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -20,22 +21,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lib.checked import Range
 from lib.formats import ReasoningFormat, detect_format
-from lib.methods.base import Count, TrainingConfig
+from lib.methods.base import Count, TrainingConfig, by_name
 from lib.methods.callbacks import RunCallback
 from lib.methods.sft_rows import IGNORED, document_numbers, encode_rows, masking_faults, read_rows
 from lib.methods.training import (
-    accumulation_steps,
+    Facts,
+    Rows,
     device_memory_mb,
-    load_result,
+    load_trainable,
     prepare,
-    shared_arguments,
-    train_once,
-    trained_dtype,
+    train_policy,
+    trainer_arguments,
 )
-from lib.policies.adapters import add_lora, start_embeddings
-from lib.policies.load import fingerprint, load_policy
 from lib.policies.memory import memory_mb, trained_parameters
-from lib.runs import Run, digest
+from lib.runs import Run
 
 OPENING = 12  # tokens that surely hold the opening tag
 OPENING_WEIGHT = 0.25  # of a token of the opening tag, where responses weigh the same
@@ -51,12 +50,11 @@ class SFTConfig(TrainingConfig):
     """
 
     arguments: ClassVar[type] = trl.SFTConfig
-    taken: ClassVar[dict[str, str]] = TrainingConfig.taken | {
+    taken: ClassVar[dict[str, str]] = {
+        **TrainingConfig.taken,
+        **by_name("max_steps", "packing", "max_length"),
         "num_train_epochs": "epochs",
-        "max_steps": "max_steps",
         "warmup_steps": "warmup_share",
-        "packing": "packing",
-        "max_length": "max_length",
         "logging_steps": "log_every",
         "eval_strategy": "save_every",
         "eval_steps": "save_every",
@@ -75,11 +73,6 @@ class SFTConfig(TrainingConfig):
     new_tokens: Mapping[str, str] = field(default_factory=dict)
     log_every: Count = 10
     save_every: Count = 100  # validates as often
-
-    @classmethod
-    def paper(cls, base: str, **changes: Any) -> Self:
-        """ARM's settings for a real model on an accelerator."""
-        return cls(base=base, **changes)
 
     @classmethod
     def cpu(cls, base: str = "dial-base", **changes: Any) -> Self:
@@ -216,48 +209,37 @@ class SFTTrainer(trl.SFTTrainer):
 
 def make_trainer(
     config: SFTConfig,
-    rows: Sequence[Mapping[str, str]],
-    validation_rows: Sequence[Mapping[str, str]],
+    rows: Rows,
+    validation_rows: Rows,
     run: Run,
     *,
     callback: RunCallback | None = None,
 ) -> SFTTrainer:
-    """The trainer of a run on rows with `prompt` and `completion`; nothing is trained yet."""
+    """The trainer of a run on rows with `prompt` and `completion`; nothing is trained yet.
+
+    A first batch that would teach the wrong thing is a ValueError.
+    """
     set_seed(config.seed)
-    full = config.weights == "full"
-    options = {
-        **shared_arguments(run.checkpoint, seed=config.seed, precision=config.precision),
-        "num_train_epochs": config.epochs,
-        "max_steps": config.max_steps,
-        "per_device_train_batch_size": config.micro_batch_size,
-        "per_device_eval_batch_size": config.micro_batch_size,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": config.warmup_share,
-        "packing": config.packing,
-        "eval_packing": False,
-        "max_length": config.max_length,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "logging_steps": config.log_every,
-        "logging_first_step": True,
-        "eval_strategy": "steps",
-        "eval_steps": config.save_every,
-        "save_steps": config.save_every,
-        "save_total_limit": 2,  # the best and the last
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_perplexity",
-        "greater_is_better": False,
-    }
-    arguments = trl.SFTConfig(**options | dict(config.trainer))
-    arguments.gradient_accumulation_steps = accumulation_steps(
-        config.batch_size, config.micro_batch_size, arguments.world_size
+    arguments = trainer_arguments(
+        config,
+        run.checkpoint,
+        config.batch_size,
+        num_train_epochs=config.epochs,
+        per_device_eval_batch_size=config.micro_batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_share,
+        eval_packing=False,
+        logging_steps=config.log_every,
+        logging_first_step=True,
+        eval_strategy="steps",
+        eval_steps=config.save_every,
+        save_steps=config.save_every,
+        save_total_limit=2,  # the best and the last
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_perplexity",
+        greater_is_better=False,
     )
-    dtype = trained_dtype(config.precision, full=full)
-    model, tokenizer = load_policy(config.base, quantised=config.weights == "qlora", dtype=dtype)
-    start_embeddings(model, tokenizer, config.new_tokens)
-    if not full:
-        rank, embeddings = config.lora_rank, bool(config.new_tokens)
-        model = add_lora(model, rank=rank, alpha=2 * rank, train_embeddings=embeddings)
+    model, tokenizer = load_trainable(config, config.new_tokens)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
@@ -267,19 +249,22 @@ def make_trainer(
         weighting=config.weighting,
         callbacks=[callback] if callback else [],
     )
-    prepare(trainer, config.precision)
+    prepare(trainer, config)
+    first = next(iter(trainer.get_train_dataloader()))
+    if faults := masking_faults(first, tokenizer.eos_token_id):
+        raise ValueError("The first batch would teach the wrong thing: " + "; ".join(faults))
     return trainer
 
 
 def train_sft(
     config: SFTConfig,
-    rows: Sequence[Mapping[str, str]],
-    validation_rows: Sequence[Mapping[str, str]],
+    rows: Rows,
+    validation_rows: Rows,
     run: Run,
     *,
     stop_at: int | None = None,
     say: Callable[[str], None] | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Facts]:
     """Train, or go on where the run folder stopped: the best model, its tokenizer, and what it took.
 
     The result is saved to `run.checkpoint / "result"`: an adapter for `peft`, or the whole model. `stop_at`
@@ -288,14 +273,9 @@ def train_sft(
     """
     callback = RunCallback(run, say=say, stop_at=stop_at)
 
-    def build() -> SFTTrainer:
-        trainer = make_trainer(config, rows, validation_rows, run, callback=callback)
-        first = next(iter(trainer.get_train_dataloader()))
-        if faults := masking_faults(first, trainer.processing_class.eos_token_id):
-            raise ValueError("The first batch would teach the wrong thing: " + "; ".join(faults))
-        return trainer
+    build = partial(make_trainer, config, rows, validation_rows, run, callback=callback)
 
-    def describe(trainer: SFTTrainer) -> dict[str, Any]:
+    def describe(trainer: SFTTrainer) -> Facts:
         logged = [row["tokens_per_second"] for row in run.metrics() if "tokens_per_second" in row]
         return {
             "rows": len(rows),
@@ -307,25 +287,14 @@ def train_sft(
             "trained_parameters": trained_parameters(trainer.model),
         }
 
-    settings = asdict(config) | {
-        "start": fingerprint(config.base),
-        "rows": digest(list(rows)),
-        "validation_rows": digest(list(validation_rows)),
-    }
-    trainer, facts = train_once(run, settings, build, callback, describe)
-    facts = {"config": asdict(config)} | facts
-    if trainer:
-        return trainer.model.eval(), trainer.processing_class, facts
-    quantised = config.weights == "qlora"
-    return *load_result(run, config.base, quantised=quantised, dtype=config.dtype), facts
+    return train_policy(config, rows, validation_rows, run, build, callback, describe, merge=False)
 
 
-def train(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`train_sft` as `lib.launch` calls it, in one process or several; returns what it took.
+def train(call: Mapping[str, Any]) -> Facts:
+    """`train_sft` as `lib.engines.launch` calls it, in one process or several; returns what it took.
 
-    `config`: "sft" (fields of SFTConfig), "rows" and "validation_rows" (JSONL files), and the run's "folder".
+    `call`: "sft" (fields of SFTConfig), "rows" and "validation_rows" (JSONL files), and the run's "folder".
     """
-    rows, validation_rows = read_rows(config["rows"]), read_rows(config["validation_rows"])
-    run = Run(Path(config["folder"]), config)
-    _, _, facts = train_sft(SFTConfig(**config["sft"]), rows, validation_rows, run, say=print)
-    return facts
+    rows, validation_rows = (read_rows(call[name]) for name in ("rows", "validation_rows"))
+    run = Run(Path(call["folder"]), call)
+    return train_sft(SFTConfig(**call["sft"]), rows, validation_rows, run, say=print)[2]

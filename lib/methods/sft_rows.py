@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -33,13 +34,13 @@ def encode_rows(
     return Dataset.from_list(kept)
 
 
-def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a JSONL file with `prompt` and `completion`; a ValueError names the first bad line."""
-    rows: list[dict[str, str]] = []
+def read_rows(path: str | Path, texts: Sequence[str] = ("prompt", "completion")) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, with text in the columns `texts`; a ValueError names the first bad line."""
+    rows: list[dict[str, Any]] = []
     for number, row in file_rows(path):
         if isinstance(row, RowError):
             raise ValueError(f"{path}, line {number}: {row}")
-        for name in ("prompt", "completion"):
+        for name in texts:
             if not isinstance(row.get(name), str) or not row[name]:
                 raise ValueError(f"{path}, line {number}: {name!r} must be text that is not empty")
         rows.append(dict(row))

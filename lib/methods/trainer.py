@@ -19,7 +19,7 @@ from lib.methods.grpo import KL_LIMIT, kl_estimate
 from lib.methods.readings import Opening, Reading
 from lib.methods.trimming import TrimmingTrainer
 
-COLUMNS = {"reference": "reference_accuracy", "needed": "needed", "budget": "budget"}  # of Group, of the rows
+COLUMNS = {"reference": "reference_accuracy", "budget": "budget"}  # of Group, of the rows
 
 
 class MethodTrainer(TrimmingTrainer):

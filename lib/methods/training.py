@@ -1,4 +1,4 @@
-"""What the trainings of the course share: arguments, precision, resuming, a safe end, little noise."""
+"""What all trainings share: arguments, precision, resuming, a safe end, loading, little noise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,39 @@ from typing import Any
 import datasets
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
 
+from lib.methods.base import TrainingConfig
 from lib.methods.callbacks import NothingLeftError, RunCallback
-from lib.policies.load import load_policy, quiet
-from lib.runs import Run, is_first_process, peak_memory_mb
+from lib.policies.adapters import add_lora, merge_adapter, start_embeddings
+from lib.policies.load import fingerprint, load_policy, load_tokenizer, quiet
+from lib.runs import Run, digest, is_first_process, peak_memory_mb
+
+Rows = Sequence[Mapping[str, Any]]
+Facts = dict[str, Any]
+
+# ---- build -------------------------------------------------------------------------------------
 
 
-def shared_arguments(folder: Path, *, seed: int, precision: str) -> dict[str, Any]:
-    """What every training gives to TRL's configuration: where it saves, its seeds, no reports."""
-    return {
+def trainer_arguments(config: TrainingConfig, folder: Path, batch_size: int, **options: Any) -> Any:
+    """The configuration as TRL writes it, with steps of `batch_size` responses over all processes."""
+    accelerated = torch.accelerator.is_available()
+    shared = {
+        **config.options,
         "output_dir": str(folder),
-        "bf16": precision == "bfloat16",
-        "use_cpu": not torch.accelerator.is_available(),
-        "dataloader_pin_memory": torch.accelerator.is_available(),
-        "seed": seed,
-        "data_seed": seed,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "bf16": config.precision == "bfloat16",
+        "use_cpu": not accelerated,
+        "dataloader_pin_memory": accelerated,
+        "data_seed": config.seed,
         "ddp_find_unused_parameters": False,
         "report_to": "none",
         "disable_tqdm": True,
     }
+    arguments = config.arguments(**shared | options | dict(config.trainer))
+    steps = accumulation_steps(batch_size, config.micro_batch_size, arguments.world_size)
+    arguments.gradient_accumulation_steps = steps
+    return arguments
 
 
 def accumulation_steps(batch_size: int, micro_batch_size: int, processes: int) -> int:
@@ -47,14 +60,76 @@ def accumulation_steps(batch_size: int, micro_batch_size: int, processes: int) -
     return steps
 
 
-def prepare(trainer: Trainer, precision: str) -> None:
+def load_trainable(
+    config: TrainingConfig, new_tokens: Mapping[str, str] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base as it is trained: whole, or with LoRA, on NF4 where asked; `new_tokens` as in `SFTConfig`.
+
+    What is trained in full stays in float32, or a small update is lost.
+    """
+    full, rank = config.weights == "full", config.lora_rank
+    dtype = torch.float32 if full else config.dtype
+    model, tokenizer = load_policy(config.base, quantised=config.weights == "qlora", dtype=dtype)
+    start_embeddings(model, tokenizer, new_tokens or {})
+    if not full:
+        model = add_lora(model, rank=rank, alpha=2 * rank, train_embeddings=bool(new_tokens))
+    return model, tokenizer
+
+
+def prepare(trainer: Trainer, config: TrainingConfig) -> None:
     """Keep what is trained in full precision if asked, and the trainer from printing its logs."""
     trainer.remove_callback(PrinterCallback)
-    if precision == "float32":
+    if config.precision == "float32":
         # TRL keeps adapters on a quantised base in bfloat16, where a small update is rounded away.
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+
+
+# ---- train and load ----------------------------------------------------------------------------
+
+
+def train_policy(
+    config: TrainingConfig,
+    rows: Rows,
+    validation_rows: Rows,
+    run: Run,
+    build: Callable[[], Trainer],
+    callback: RunCallback,
+    describe: Callable[[Trainer], Facts],
+    *,
+    merge: bool,
+    **more: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Facts]:
+    """`train_once` for a policy on rows: the model, its tokenizer, and what it took.
+
+    What was trained before is loaded (see `load_trained`). `more` are settings beside the configuration.
+    """
+    settings = config.as_json() | {
+        "start": fingerprint(config.base),
+        "rows": digest(list(rows)),
+        "validation_rows": digest(list(validation_rows)),
+    }
+    trainer, facts = train_once(run, settings | more, build, callback, describe)
+    facts = {"config": config.as_json()} | facts
+    if trainer:
+        return trainer.model.eval(), trainer.processing_class, facts
+    return *load_trained(config, run, merge=merge), facts
+
+
+def load_trained(
+    config: TrainingConfig, run: Run, *, merge: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The policy that a finished run left, with its tokenizer; an adapter is merged, or put on its base."""
+    quantised, result = config.weights == "qlora", run.checkpoint / "result"
+    if config.weights == "full":
+        return load_policy(result, dtype=config.dtype)
+    if merge:
+        model = merge_adapter(config.base, result, quantised=quantised, dtype=config.dtype)
+    else:
+        model, _ = load_policy(config.base, quantised=quantised, dtype=config.dtype)
+        model = PeftModel.from_pretrained(model, str(result)).eval()
+    return model, load_tokenizer(result)
 
 
 def train_once(
@@ -62,8 +137,8 @@ def train_once(
     settings: Mapping[str, Any],
     build: Callable[[], Trainer],
     callback: RunCallback,
-    describe: Callable[[Trainer], Mapping[str, Any]] = lambda trainer: {},
-) -> tuple[Trainer | None, dict[str, Any]]:
+    describe: Callable[[Trainer], Facts],
+) -> tuple[Trainer | None, Facts]:
     """Train what `build` makes, or go on where these settings left it: the trainer, and what it took.
 
     `settings` holds all that decides the result (see `Run.claim`). Where they have been trained to the end
@@ -83,7 +158,7 @@ def train_once(
     return trainer, facts
 
 
-def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> dict[str, Any]:
+def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> Facts:
     """Train, or go on where `run.checkpoint` was left; returns what it took.
 
     At the last step the result is saved to `run.checkpoint / "result"`. After Ctrl-C all is saved and
@@ -131,23 +206,6 @@ def _is_whole(path: Path) -> bool:
         return bool(json.loads(path.read_text(encoding="utf-8")))
     except ValueError:
         return False
-
-
-def load_result(
-    run: Run, base: str | Path, *, quantised: bool = False, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer that a finished training left; an adapter is put on its base, not merged."""
-    result = run.checkpoint / "result"
-    if not (result / "adapter_config.json").exists():
-        return load_policy(result, dtype=dtype)
-    model, _ = load_policy(base, quantised=quantised, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(result, padding_side="left")
-    return PeftModel.from_pretrained(model, str(result)).eval(), tokenizer
-
-
-def trained_dtype(precision: str, *, full: bool) -> torch.dtype:
-    """The type to load weights in: what is trained in full stays in float32, or a small update is lost."""
-    return torch.float32 if full else getattr(torch, precision)
 
 
 def device_memory_mb() -> float:

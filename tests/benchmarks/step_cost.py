@@ -20,9 +20,9 @@ import trl
 from lib.dial.tasks import dial_tasks
 from lib.methods import METHODS
 from lib.methods.base import MethodConfig
-from lib.methods.fit import build, load_trainable, training_arguments
+from lib.methods.fit import build, training_arguments
 from lib.methods.trainer import MethodTrainer
-from lib.methods.training import no_noise
+from lib.methods.training import load_trainable, no_noise
 from lib.policies.load import load_policy
 from lib.runs import Run
 from lib.tasks import task_rows

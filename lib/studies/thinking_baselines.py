@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import trl
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lib.engines.ask import Policy, ask
+from lib.methods.base import TrainingConfig
 from lib.methods.callbacks import RunCallback
-from lib.methods.training import no_noise, prepare, shared_arguments
+from lib.methods.training import load_trainable, no_noise, prepare, run_training, trainer_arguments
 from lib.policies.load import load_policy
 from lib.runs import Run
 from lib.tasks import Rollout, Task, rollout_table
@@ -28,7 +29,6 @@ def sample_modes(
     """`samples` free responses to each task, and as many that skip thinking, all at temperature 1."""
     asked = [task for task in tasks for _ in range(samples)]
     options: dict[str, Any] = {"read": read_thinking, "temperature": 1.0, "seed": seed}
-    options["max_new_tokens"] = max_new_tokens
     options["max_new_tokens"] = max_new_tokens
     free = ask(policy, asked, **options)
     return free + ask(policy, asked, prefix=CLOSE, mode=NOTHINKING, **options)
@@ -72,6 +72,12 @@ def shortest_pairs(
     return pairs
 
 
+class DPOConfig(TrainingConfig):
+    """TRL's options for DPO, by the fields that all trainings share."""
+
+    arguments: ClassVar[type] = trl.DPOConfig
+
+
 def train_dpo(
     base: str,
     pairs: Sequence[Mapping[str, str]],
@@ -88,26 +94,26 @@ def train_dpo(
     if not pairs:
         raise ValueError("there are no pairs to train on: no question has right responses of two lengths")
     set_seed(seed)
+    config = DPOConfig(
+        base=base,
+        seed=seed,
+        learning_rate=learning_rate,
+        micro_batch_size=batch_size,
+        precision="float32",
+        gradient_checkpointing=False,
+    )
+    options = {"max_steps": steps, "beta": beta, "logging_steps": 5, "save_strategy": "no"}
+    callback = RunCallback(run, say=say)
     with no_noise():
-        model, tokenizer = load_policy(base)
-        arguments = trl.DPOConfig(
-            **shared_arguments(run.checkpoint, seed=seed, precision="float32"),
-            max_steps=steps,
-            per_device_train_batch_size=batch_size,
-            learning_rate=learning_rate,
-            beta=beta,
-            gradient_checkpointing=False,
-            logging_steps=5,
-            save_strategy="no",
-        )
+        model, tokenizer = load_trainable(config)
         trainer = trl.DPOTrainer(
             model=model,
             ref_model=load_policy(base)[0],
-            args=arguments,
+            args=trainer_arguments(config, run.checkpoint, batch_size, **options),
             train_dataset=Dataset.from_list(list(pairs)),
             processing_class=tokenizer,
-            callbacks=[RunCallback(run, say=say)],
+            callbacks=[callback],
         )
-        prepare(trainer, "float32")
-        trainer.train()
+        prepare(trainer, config)
+        run_training(trainer, run, callback)
     return trainer.model.eval(), tokenizer
