@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from lib.checked import Range
 from lib.formats import ReasoningFormat, detect_format
 from lib.methods.base import Count, TrainingConfig, by_name
 from lib.methods.callbacks import RunCallback
-from lib.methods.sft_rows import IGNORED, document_numbers, encode_rows, masking_faults, read_rows
+from lib.methods.sft_rows import IGNORED, encode_rows, masking_faults, read_rows
 from lib.methods.training import (
     Facts,
     Rows,
@@ -36,6 +36,7 @@ from lib.methods.training import (
 from lib.policies.memory import memory_mb, trained_parameters
 from lib.runs import Run
 
+FORMATS: list[ReasoningFormat | None] = [*ReasoningFormat, None]
 OPENING = 12  # tokens that surely hold the opening tag
 OPENING_WEIGHT = 0.25  # of a token of the opening tag, where responses weigh the same
 
@@ -45,14 +46,16 @@ class SFTConfig(TrainingConfig):
     """How to fine-tune; the defaults are ARM's (appendix D.1 and its train.yaml) with QLoRA for LoRA.
 
     `batch_size` counts responses per step over all processes; `micro_batch_size` is what one holds at once.
-    With `packing` both count packed rows, each of several responses. `new_tokens` names tokens that the base
-    has not learnt, each with the known token whose embedding it starts from; the embeddings are then trained.
+    `new_tokens` names tokens that the base has not learnt, each with the known token from whose embedding it
+    starts; the embeddings are then trained.
     """
 
     arguments: ClassVar[type] = trl.SFTConfig
     taken: ClassVar[dict[str, str]] = {
         **TrainingConfig.taken,
-        **by_name("max_steps", "packing", "max_length"),
+        **by_name("max_steps", "max_length"),
+        "packing": "the loss, which needs one response a row",
+        "padding_free": "the loss, which needs one response a row",
         "num_train_epochs": "epochs",
         "warmup_steps": "warmup_share",
         "logging_steps": "log_every",
@@ -69,7 +72,6 @@ class SFTConfig(TrainingConfig):
     warmup_share: Annotated[float, Range(0, below=1)] = 0.1
     max_length: Count = 4096  # tokens; longer rows are left out
     weighting: Literal["token", "response"] = "token"
-    packing: bool = False
     new_tokens: Mapping[str, str] = field(default_factory=dict)
     log_every: Count = 10
     save_every: Count = 100  # validates as often
@@ -100,39 +102,24 @@ class SFTConfig(TrainingConfig):
 # ---- loss --------------------------------------------------------------------------------------
 
 
-def target_places(labels: torch.Tensor, documents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The place of each target in its response, (B, T), and the targets of each document, (D,)."""
-    learnt = labels != IGNORED
-    lengths = torch.bincount(documents[learnt], minlength=int(documents.max()) + 1)
-    before = lengths.cumsum(0) - lengths  # targets in earlier documents
-    return (learnt.flatten().cumsum(0) - 1).view_as(labels) - before[documents], lengths
+def row_formats(labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[ReasoningFormat | None]:
+    """The format of each row's response, read from how it opens."""
+    opening = [row[row != IGNORED][:OPENING] for row in labels]
+    return [detect_format(text) for text in tokenizer.batch_decode(opening)]
 
 
-def document_formats(
-    batch: Mapping[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase
-) -> list[ReasoningFormat | None]:
-    """The format of each document of a batch, read from how its response opens."""
-    documents, labels = document_numbers(batch), batch["labels"]
-    places, lengths = target_places(labels, documents)
-    opens = (labels != IGNORED) & (places < OPENING)
-    ids = labels[opens].split(lengths.clamp(max=OPENING).tolist())
-    return [detect_format(text) for text in tokenizer.batch_decode(ids)]
-
-
-def loss_weights(
-    labels: torch.Tensor, documents: torch.Tensor, openings: torch.Tensor, weighting: str
-) -> torch.Tensor:
+def loss_weights(labels: torch.Tensor, openings: torch.Tensor, weighting: str) -> torch.Tensor:
     """The weight of each target in the mean, (B, T) like `labels`: 0 where there is no loss.
 
     "token" weighs all tokens equally (ARM), so a long response counts for more. "response" weighs a token by
-    1 / length of its response. Only the opening tag, of `openings` (D,) tokens in each document, weighs the
-    same everywhere: weighted by length too, it would teach the model to prefer short formats.
+    1 / length of its response. Only the opening tag, of `openings` (B,) tokens, weighs the same everywhere:
+    weighted by length too, it would teach the model to prefer short formats.
     """
     learnt = labels != IGNORED
     if weighting == "token":
         return learnt.float()
-    places, lengths = target_places(labels, documents)
-    return torch.where(places < openings[documents], OPENING_WEIGHT, 1 / lengths[documents]) * learnt
+    is_opening = learnt.cumsum(1) <= openings[:, None]
+    return torch.where(is_opening, OPENING_WEIGHT, 1 / learnt.sum(1, keepdim=True)) * learnt
 
 
 class SFTTrainer(trl.SFTTrainer):
@@ -141,10 +128,9 @@ class SFTTrainer(trl.SFTTrainer):
     def __init__(self, *arguments: Any, weighting: str = "token", **named: Any):
         super().__init__(*arguments, **named)
         self.weighting = weighting
-        self._openings: dict[ReasoningFormat | None, int] = {
-            format: len(self.processing_class(format.prefix, add_special_tokens=False).input_ids)
-            for format in ReasoningFormat
-        }
+        prefixes = [format.prefix for format in ReasoningFormat]
+        ids = self.processing_class(prefixes, add_special_tokens=False).input_ids
+        self._openings = [*map(len, ids), 1]  # tokens of each format's tag
         self._losses: dict[str, torch.Tensor] = {}  # mode: per format and in all, sum of losses and tokens
         self._tokens, self._since = 0, time.monotonic()
 
@@ -153,11 +139,11 @@ class SFTTrainer(trl.SFTTrainer):
     ) -> Any:
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         losses = -outputs.log_probs  # (B, T - 1), 0 where there is no loss
-        documents = document_numbers(inputs)
-        formats = document_formats(inputs, self.processing_class)
-        self._count(inputs, formats, documents[:, 1:], losses.detach())
-        openings = torch.tensor([self._openings.get(format, 1) for format in formats], device=losses.device)
-        weights = loss_weights(inputs["labels"], documents, openings, self.weighting)[:, 1:]
+        found = [FORMATS.index(format) for format in row_formats(inputs["labels"], self.processing_class)]
+        formats = torch.tensor(found, device=losses.device)
+        self._count(inputs, formats, losses.detach())
+        openings = torch.tensor(self._openings, device=losses.device)[formats]
+        weights = loss_weights(inputs["labels"], openings, self.weighting)[:, 1:]
         count = weights.sum() if self.weighting == "token" else len(formats)
         if num_items_in_batch is None:  # validation, or Trainer divides by the micro-batches itself
             loss = (losses * weights).sum() / count
@@ -167,25 +153,16 @@ class SFTTrainer(trl.SFTTrainer):
             loss = (losses * weights).sum() / count / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
-    def _count(
-        self,
-        inputs: Mapping[str, torch.Tensor],
-        formats: Sequence[ReasoningFormat | None],
-        documents: torch.Tensor,
-        losses: torch.Tensor,
-    ) -> None:
+    def _count(self, inputs: Mapping[str, torch.Tensor], formats: torch.Tensor, losses: torch.Tensor) -> None:
         """Add a batch to the sums that `log` reports."""
         mode = "train" if self.model.training else "eval"
-        order = [*ReasoningFormat, None]
-        places = [order.index(format) for format in formats]
-        cells = torch.tensor(places, device=losses.device)[documents].flatten()
-        learnt = (inputs["labels"][:, 1:] != IGNORED).flatten()
-        sums = torch.zeros(len(order), 2, device=losses.device)
+        cells = formats[:, None].expand_as(losses).flatten()
+        sums = torch.zeros(len(FORMATS), 2, device=losses.device)
         sums[:, 0].index_add_(0, cells, losses.flatten().float())
-        sums[:, 1].index_add_(0, cells, learnt.float())
+        sums[:, 1].index_add_(0, cells, (inputs["labels"][:, 1:] != IGNORED).flatten().float())
         self._losses[mode] = self._losses.get(mode, 0) + sums
         if mode == "train":
-            self._tokens += int(inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum())
+            self._tokens += int(inputs["attention_mask"].sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
@@ -228,7 +205,6 @@ def make_trainer(
         per_device_eval_batch_size=config.micro_batch_size,
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup_share,
-        eval_packing=False,
         logging_steps=config.log_every,
         logging_first_step=True,
         eval_strategy="steps",
@@ -279,7 +255,7 @@ def train_sft(
         logged = [row["tokens_per_second"] for row in run.metrics() if "tokens_per_second" in row]
         return {
             "rows": len(rows),
-            "too_long": len(rows) - len(trainer.train_dataset) if not config.packing else None,
+            "too_long": len(rows) - len(trainer.train_dataset),
             "best_step": trainer.state.best_global_step,
             "perplexity": trainer.state.best_metric,
             "tokens_per_second": round(statistics.median(logged)),

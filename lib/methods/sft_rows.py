@@ -47,46 +47,19 @@ def read_rows(path: str | Path, texts: Sequence[str] = ("prompt", "completion"))
     return rows
 
 
-def document_numbers(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The document each token of a batch belongs to, (B, T): its row, or where packed positions restart."""
-    labels = batch["labels"]
-    if "position_ids" in batch:
-        starts = (batch["position_ids"] == 0).flatten()
-        return (starts.cumsum(0) - 1).view_as(labels)
-    return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
-
-
 def masking_faults(batch: Mapping[str, torch.Tensor], eos_token_id: int) -> list[str]:
     """What is wrong with the labels of a batch, in words; nothing in a sound one.
 
     Three faults let training look well and spoil the model: loss on the prompt, no end token, and an
     end token without loss (as where padding is the end token and is masked by its id).
     """
-    documents, labels, ids = document_numbers(batch), batch["labels"], batch["input_ids"]
-    real = (
-        batch["attention_mask"].bool()
-        if "attention_mask" in batch
-        else torch.ones_like(ids, dtype=torch.bool)
-    )
-    counts = dict.fromkeys(
-        (
-            "do not end with the end token",
-            "have no loss on their last token",
-            "have loss on their first token, so on the prompt",
-            "have loss on padding",
-        ),
-        0,
-    )
-    numbers = documents.unique().tolist()
-    for number in numbers:
-        mine = documents == number
-        tokens, targets = ids[mine & real], labels[mine & real]
-        wrong = (
-            tokens[-1] != eos_token_id,
-            targets[-1] == IGNORED,
-            targets[0] != IGNORED,
-            (labels[mine & ~real] != IGNORED).any(),
-        )
-        for fault, is_wrong in zip(counts, wrong, strict=True):
-            counts[fault] += bool(is_wrong)
-    return [f"{count} of {len(numbers)} rows {fault}" for fault, count in counts.items() if count]
+    labels, ids, real = batch["labels"], batch["input_ids"], batch["attention_mask"].bool()
+    rows, places = torch.arange(len(ids)), torch.arange(ids.shape[1])
+    first, last = real.int().argmax(1), (real * places).argmax(1)  # of the tokens that are no padding
+    found = {
+        "do not end with the end token": ids[rows, last] != eos_token_id,
+        "have no loss on their last token": labels[rows, last] == IGNORED,
+        "have loss on their first token, so on the prompt": labels[rows, first] != IGNORED,
+        "have loss on padding": ((labels != IGNORED) & ~real).any(1),
+    }
+    return [f"{wrong.sum()} of {len(ids)} rows {fault}" for fault, wrong in found.items() if wrong.any()]
