@@ -7,7 +7,6 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
 
 from lib.checked import Range
 from lib.dial import dial_tasks, dial_tokenizer, new_dial_model
@@ -205,7 +204,7 @@ def test_every_preset_of_every_method_takes_three_steps(base, tmp_path, name, ki
 # ---- the trainer -------------------------------------------------------------------------------
 
 
-def test_a_finished_run_is_loaded_and_its_card_names_the_base(base, tmp_path):
+def test_a_finished_run_is_loaded(base, tmp_path):
     config, run = tiny("grpo", "cpu", base), Run(tmp_path, {})
     model, _, facts = fit(config, rows_for(config), run)
     again, _, found = fit(config, rows_for(config), run)
@@ -213,8 +212,6 @@ def test_a_finished_run_is_loaded_and_its_card_names_the_base(base, tmp_path):
     for policy in (again, load_trained(config, run)[0]):
         for name, weight in policy.state_dict().items():
             assert torch.equal(weight.cpu(), model.state_dict()[name].cpu())
-    card = ModelCard.load(run.checkpoint / "README.md")
-    assert card.data.base_model == base and "grpo" in card.data.tags
 
 
 @dataclass(frozen=True, kw_only=True)

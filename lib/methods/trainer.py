@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from accelerate.utils import gather_object
-from huggingface_hub import ModelCard
 
 from lib.engines.base import Request
 from lib.methods.base import Group, MethodConfig, Progress
@@ -37,15 +35,6 @@ class MethodTrainer(TrimmingTrainer):
         super().__init__(**named)
         for row in self.train_dataset.select(range(min(100, len(self.train_dataset)))):
             reading.check_prompt(self._tokenize_prompts([row["prompt"]])[0][0])
-
-    def create_model_card(self, *arguments: Any, **named: Any) -> None:
-        """TRL's, which names no base where that is a local folder."""
-        super().create_model_card(*arguments, **named)
-        if self.is_world_process_zero():
-            path = Path(self.args.output_dir, "README.md")
-            card = ModelCard.load(path)
-            card.data.base_model = card.data.base_model or self.method.base
-            card.save(path)
 
     @property
     def progress(self) -> Progress:
