@@ -2,6 +2,8 @@
 
 PROFILE ?= cpu
 PYTHON ?= python3
+# The machine that a real profile is planned for, of data/machines.yaml; empty: the one at hand, or the profile's.
+MACHINE ?=
 # Extra words for the course runner, e.g. make course ARGS="--only 00 --set SEED=1"
 ARGS ?=
 # Installed first and alone: a torch that is already there is not replaced by a larger build.
@@ -13,13 +15,14 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help course dry-run reference test lab lint lock stamp clean
+.PHONY: help course plan dry-run reference test lab lint lock stamp clean
 
 help:  ## Say what there is
 	@echo "make course [PROFILE=cpu|smoke]   execute every notebook into runs/<profile>/"
 	@echo "make test                         run the quick tests; make test ARGS=\"-m slow\" runs the others"
 	@echo "make lab                          open JupyterLab"
 	@echo "make lint                         check style (notebooks included), floors and types"
+	@echo "make plan PROFILE=single_gpu [MACHINE=24gb]   does it fit, stage by stage, and how long does it take"
 	@echo "make dry-run PROFILE=single_gpu   the same with a random model and local rows: no GPU, no download"
 	@echo "make reference ARGS=\"02 qlora\"   make one of the runs behind the published numbers again"
 	@echo "make stamp                        put the outputs of the last cpu run into notebooks/"
@@ -28,7 +31,11 @@ help:  ## Say what there is
 	@echo "More options: $(BIN)/python -m lib.course --help, or make course ARGS=\"--only 00\""
 
 course: $(READY)  ## Execute every notebook
-	@$(BIN)/python -m lib.course --profile $(PROFILE) $(ARGS)
+	@$(BIN)/python -m lib.course --profile $(PROFILE) $(if $(MACHINE),--machine $(MACHINE)) $(ARGS)
+
+plan: $(READY)
+	@$(BIN)/python -m lib.studies.planner $(if $(filter cpu,$(PROFILE)),single_gpu,$(PROFILE)) \
+		$(if $(MACHINE),--machine $(MACHINE)) $(ARGS)
 
 dry-run: $(READY)
 	@$(BIN)/python -m lib.course --profile $(if $(filter cpu,$(PROFILE)),single_gpu,$(PROFILE)) --dry-run $(ARGS)

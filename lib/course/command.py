@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from lib.course.notebooks import CourseError, choose, find_notebooks
 from lib.course.profiles import DEFAULT_PROFILE, assignment
 from lib.course.runner import run_course, table
 from lib.course.stamp import stamp
-from lib.runs import RunFolderError
+from lib.runs import ROOT, RunFolderError
 
 _FLAGS = {
     "--dry-run": "small sizes, a random model and local rows in place of the profile's: does it run?",
@@ -58,12 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", **given, help="override a parameter")  # type: ignore[arg-type]
     jobs = "notebooks to run at a time; 2 where no GPU is shared and none needs another's results, else 1"
     parser.add_argument("--jobs", type=int, metavar="N", help=jobs)
+    machine = "plan a real profile for this machine of data/machines.yaml; else for the one at hand"
+    parser.add_argument("--machine", default="here", metavar="NAME", help=machine)
     for flag, help in _FLAGS.items():
         parser.add_argument(flag, action="store_true", help=help)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
+    if _is_real(options) and not _fits(options):
+        return 1
     outcomes = run_course(
         profile=options.profile,
         only=options.only,
@@ -79,8 +84,19 @@ def _run(options: argparse.Namespace) -> int:
 
 def _default_jobs(options: argparse.Namespace) -> int:
     """Two at a time on processors: a notebook takes one thread. At other profiles they need one another."""
-    alone = options.profile not in (DEFAULT_PROFILE, "smoke") and not options.dry_run
-    return 1 if alone else min(2, os.cpu_count() or 1)
+    return 1 if _is_real(options) else min(2, os.cpu_count() or 1)
+
+
+def _is_real(options: argparse.Namespace) -> bool:
+    return options.profile not in (DEFAULT_PROFILE, "smoke") and not options.dry_run
+
+
+def _fits(options: argparse.Namespace) -> bool:
+    """Ask the planner, which says what does not fit; a process of its own, for it stands above this room."""
+    chosen = [path.stem for path in choose(find_notebooks(), options.only, options.start)]
+    words = [options.profile, "--brief", "--machine", options.machine, "--only", *chosen]
+    words += [word for text in options.set for word in ("--set", text)]
+    return subprocess.run([sys.executable, "-m", "lib.studies.planner", *words], cwd=ROOT).returncode == 0
 
 
 def _listing(notebooks: Sequence[Path]) -> str:
