@@ -53,9 +53,34 @@ def fail_in_the_last(config: dict[str, Any]) -> dict[str, Any]:
 
 def die_in_the_last(config: dict[str, Any]) -> dict[str, Any]:
     """The last process is killed as the system does it; the others wait for it in a collective."""
-    if join() == dist.get_world_size() - 1:
+    if _noted(config) == dist.get_world_size() - 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return {"sum": int(total(torch.ones(1)))}
+
+
+def leave_in_the_last(config: dict[str, Any]) -> dict[str, Any]:
+    """As `die_in_the_last`, but it ends itself, and says nothing."""
+    if _noted(config) == dist.get_world_size() - 1:
+        os._exit(1)
+    return {"sum": int(total(torch.ones(1)))}
+
+
+def stick_in_the_last(config: dict[str, Any]) -> dict[str, Any]:
+    """The last process is killed; the others hear nothing, as in a collective of NCCL, nor SIGTERM."""
+    if _noted(config) == dist.get_world_size() - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+    return {}
+
+
+def _noted(config: dict[str, Any]) -> int:
+    """Join, and note one's process id where a folder is given."""
+    rank = join()
+    if "folder" in config:
+        Path(config["folder"], f"{rank}.pid").write_text(str(os.getpid()))
+    dist.barrier()
+    return rank
 
 
 def wait(config: dict[str, Any]) -> dict[str, Any]:
@@ -331,3 +356,22 @@ def trimmed_step(config: dict[str, Any]) -> dict[str, Any]:
     trainer.train()
     counts = trainer.accelerator.gather(torch.tensor([passes[0]])).tolist()
     return {"passes": counts, "gradient": trainer.state.log_history[0]["grad_norm"]}
+
+
+def trained(config: dict[str, Any]) -> dict[str, Any]:
+    """A training as notebooks start it ("train", with its "call"), and what its weights are then."""
+    from lib.engines.launch import find
+    from lib.methods import training
+
+    seen, usual = {}, training.run_training
+
+    def watch(trainer: Any, *given: Any) -> dict[str, Any]:
+        facts = usual(trainer, *given)
+        weight = next(p for p in trainer.model.parameters() if p.requires_grad)
+        seen.update(
+            kind=type(weight).__name__, rows=[len(weight), len(getattr(weight, "_local_tensor", weight))]
+        )
+        return facts
+
+    training.run_training = watch
+    return find(config["train"])(config["call"]) | seen

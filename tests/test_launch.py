@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from accelerate.commands.config import config_args
 
 from lib.engines import launch, worker
-from lib.engines.launch import LaunchError, run
+from lib.engines.launch import LaunchError, configuration, run
+from lib.policies.load import load_policy, sharded_by
 from lib.runs import read_json, write_json
 
 CONFIG = {"count": 10, "weight": 1.5}
@@ -72,18 +75,6 @@ def test_output_comes_line_by_line_while_the_processes_run():
     assert "a warning" in shown.getvalue()  # what goes to stderr is for the reader too
 
 
-@pytest.mark.slow
-def test_accelerate_reads_its_config_file_and_may_not_start_fewer(tmp_path, monkeypatch):
-    file = tmp_path / "accelerate.yaml"
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_processes: 8\n")
-    result = run("launch_functions:sum_squares", CONFIG, num_processes=2, accelerate_config=file)
-    assert result["sum"] == 285
-    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\n")
-    with pytest.raises(LaunchError, match="asked for 2 processes, but the launcher started 1"):
-        run("launch_functions:sum_squares", CONFIG, num_processes=2, accelerate_config=file)
-
-
 # ---- what is refused before anything starts ----------------------------------------------------
 
 
@@ -120,12 +111,64 @@ def test_what_cannot_work_is_refused_before_the_start(tmp_path, monkeypatch):
         run(name, {"folder": tmp_path}, num_processes=2)
     with pytest.raises(LaunchError, match="num_processes must be 1 or more, got 0"):
         run(name, CONFIG, num_processes=0)
-    with pytest.raises(LaunchError, match="there is no accelerate config file"):
-        run(name, CONFIG, num_processes=2, accelerate_config=tmp_path / "none.yaml")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
-    with pytest.raises(LaunchError, match="num_processes=2 needs as many devices, and this machine has 1"):
+    with pytest.raises(LaunchError, match="needs 2 devices on this machine, which has 1; ask for 1 at most"):
         run(name, CONFIG, num_processes=2)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_configurations_go_by_name_and_say_nothing_of_machines(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # as with deepspeed
+    given = yaml.safe_load(configuration(name).read_text())
+    assert not {"num_machines", "num_processes", "machine_rank", "mixed_precision"} & set(given)
+    assert (name == "fsdp2") == ("fsdp_config" in given) and (name[:4] == "zero") == (
+        "deepspeed_config" in given
+    )
+    assert config_args.load_config_from_file(str(configuration(name))).num_machines == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "fsdp",
+            "no accelerate config file 'fsdp'; did you mean 'fsdp2'\?.* There are ddp, fsdp2, zero2, zero3",
+        ),
+        ("none.yaml", "no accelerate config file .*none.yaml"),
+        ("zero2", "zero2 needs deepspeed: pip install deepspeed, or take fsdp2"),
+        ({"distributed_type": "MULTI_CPU"}, "MULTI_CPU starts one process; MULTI_GPU works on a CPU too"),
+        (
+            {"distributed_type": "FSDP"},
+            "must be FULL_STATE_DICT: with SHARDED_STATE_DICT.* no model is saved",
+        ),
+        (
+            {"distributed_type": "FSDP", "fsdp_config": {"fsdp_state_dict_type": "SHARDED_STATE_DICT"}},
+            "must be FULL_STATE_DICT",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused_with_what_can(given, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_stream", lambda *arguments: pytest.fail("something was started"))
+    if isinstance(given, dict):
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(given))
+        given = tmp_path / "own.yaml"
+    with pytest.raises(LaunchError, match=message):
+        run("launch_functions:sum_squares", CONFIG, num_processes=2, accelerate_config=given)
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [("fsdp2", {"ACCELERATE_USE_FSDP": "true"}), ("zero3", {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})],
+)
+def test_4_bit_weights_are_not_sharded(name, environment, monkeypatch):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match=f"cannot be sharded by {name}: .*ddp or zero2.* or LoRA on 16-bit"):
+        load_policy("no-such-model", quantised=True)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    assert not sharded_by()
 
 
 # ---- where it runs -----------------------------------------------------------------------------
@@ -146,14 +189,14 @@ def test_a_worker_takes_its_own_device_before_anything_loads(tmp_path, monkeypat
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: chosen[-1])
     for name, value in {"RANK": "0", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    call = {"function": "launch_functions:where", "config": {}, "num_processes": 2, "accelerate_config": ""}
+    call = {"function": "launch_functions:where", "config": {}, "alone": False}
     write_json(tmp_path / "call.json", call)
     worker._call(tmp_path)
     assert read_json(tmp_path / "result.json")["device"] == 1
 
 
 def test_a_worker_lives_without_an_input_as_under_a_scheduler(tmp_path):
-    call = {"function": "launch_functions:slow", "config": {}, "num_processes": 1, "accelerate_config": ""}
+    call = {"function": "launch_functions:slow", "config": {}, "alone": True}
     write_json(tmp_path / "call.json", call)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "-m", "lib.engines.worker"]
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -183,6 +226,28 @@ def test_a_killed_process_does_not_leave_the_other_hanging():
     with pytest.raises(LaunchError, match=r"process 1 \(of 0 to 1\) was killed by SIGKILL.*memory"):
         run("launch_functions:die_in_the_last", {}, num_processes=2)
     assert time.monotonic() - begun < 60
+
+
+@pytest.mark.slow
+def test_a_process_that_hears_of_nothing_is_ended_too(tmp_path):
+    begun = time.monotonic()
+    with pytest.raises(LaunchError, match=r"process 1 \(of 0 to 1\) was killed by SIGKILL"):
+        run("launch_functions:stick_in_the_last", {"folder": str(tmp_path)}, num_processes=2)
+    assert time.monotonic() - begun < 60
+    assert not any(is_running(int(path.read_text())) for path in tmp_path.glob("*.pid"))
+
+
+@pytest.mark.parametrize("closed", ["<&-", "< /dev/null"])
+def test_a_closed_input_does_not_matter(closed):
+    call = "run('launch_functions:where', {}, num_processes=2)"
+    code = f"from lib.engines.launch import run; print({call}['group'])"
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "2\n", done.stderr
 
 
 def test_the_error_of_one_process_is_its_own():

@@ -89,8 +89,8 @@ def test_parameters_are_declared_and_used(path):
 
 
 def test_profile_files_fit(path):
-    for folder in (NOTEBOOKS / "profiles").iterdir():
-        assert not list(plan(path, folder.name, {}).check())
+    for profile in {file.parent.name for file in (NOTEBOOKS / "profiles").glob("*/[0-9]*.yaml")}:
+        assert not list(plan(path, profile, {}).check())
 
 
 def test_profile_files_belong_to_a_notebook():
@@ -98,6 +98,8 @@ def test_profile_files_belong_to_a_notebook():
     files = sorted((NOTEBOOKS / "profiles").glob("*/*.yaml"))
     assert files
     for file in files:
+        if file.parent.name in ("accelerate", "jobs"):
+            continue
         assert file.stem in stems
         assert yaml.safe_load(file.read_text())
 

@@ -18,7 +18,7 @@ from lib.sources import SOURCES
 PATHS = {path.stem: path for path in find_notebooks()}
 DECLARED = {stem: read_parameters(path) for stem, path in PATHS.items()}
 EACH = [(stem, parameter) for stem, parameters in DECLARED.items() for parameter in parameters]
-PROFILES = sorted(folder.name for folder in (NOTEBOOKS / "profiles").iterdir())
+PROFILES = sorted({file.parent.name for file in (NOTEBOOKS / "profiles").glob("*/[0-9]*.yaml")})
 
 
 def bad_values(parameter):

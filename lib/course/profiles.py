@@ -95,7 +95,7 @@ def plan(path: Path, profile: str, overrides: Mapping[str, Any], *, dry_run: boo
 
 
 def _folder(profiles: Path, layer: str) -> Path:
-    known = sorted(place.name for place in profiles.glob("*") if place.is_dir())
+    known = sorted({file.parent.name for file in profiles.glob("*/[0-9]*.yaml")})  # beside them lie jobs
     if layer not in known:
         known = [DEFAULT_PROFILE, *known]
         raise CourseError(

@@ -1,29 +1,43 @@
 """Call a function of a module in fresh processes, or on a CPU in this one: same config, same result.
 
-    run("lib.methods.sft:train", {"seed": 1}, num_processes=2)
+    run("lib.methods.sft:train", {"seed": 1}, num_processes=8, accelerate_config="fsdp2")
 
-Processes start through torchrun (see `worker`), since forking a notebook breaks CUDA and bitsandbytes. Config
-and result pass through JSON files; what the processes write appears in the cell, line by line.
+Processes start through accelerate and torchrun (see `worker`), since forking a notebook breaks CUDA and
+bitsandbytes. Config and result pass through JSON files; what the processes write appears in the cell, line by
+line. Several machines are found in the environment (see `nodes`).
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from lib.runs import read_json, write_json
+from lib.checked import close
+from lib.engines.nodes import Nodes, this_node
+from lib.runs import ROOT, read_json, write_json
 
 SHOWN_LINES = 12
+HINTS = {
+    "SIGKILL": "; the system does so when memory runs out",
+    "SIGTERM": "; a training has saved its last step, and the same call goes on from there",
+}
+CONFIGURATIONS = ROOT / "notebooks" / "profiles" / "accelerate"
+_calls = count(1)  # over several machines
 
 
 class LaunchError(RuntimeError):
@@ -39,26 +53,70 @@ def run(
 ) -> dict[str, Any]:
     """The result of `function` ("module:name"), called with `config` in every process; rank 0's is returned.
 
+    `num_processes` counts all, over all machines. `accelerate_config` says how they share a model: a file of
+    accelerate's, or the name of one of notebooks/profiles/accelerate: ddp (the default), fsdp2, zero2, zero3.
     One process on a CPU is this one. Otherwise they are fresh, as an accelerator's memory shall be theirs
-    (`policies.parked` clears it), and start through torchrun, or through accelerate with its config file
-    (FSDP, DeepSpeed); a failure in one of them is a LaunchError. Only rank 0 prints.
+    (`policies.parked` clears it); a failure in one of them is a LaunchError. Only rank 0 prints.
     """
     call = find(function)
     config = as_json(config, f"the config of {function}")
     if num_processes < 1:
         raise LaunchError(f"num_processes must be 1 or more, got {num_processes}")
-    if num_processes == 1 and accelerate_config is None and not torch.accelerator.is_available():
+    alone = num_processes == 1 and not accelerate_config
+    if alone and not torch.accelerator.is_available():
         return as_json(call(config), f"the result of {function}")
-    _check_machine(num_processes, accelerate_config)
+    nodes = this_node() if num_processes > 1 else Nodes()
+    file = configuration(accelerate_config or "ddp")
+    _check_machine(num_processes, nodes)
+    written = {
+        "function": function,
+        "config": config,
+        "num_processes": num_processes,
+        "nodes": nodes.machines,
+    }
     with tempfile.TemporaryDirectory(prefix="launch-") as scratch:
-        folder = Path(scratch)
-        options = {"num_processes": num_processes, "accelerate_config": str(accelerate_config or "")}
-        write_json(folder / "call.json", {"function": function, "config": config, **options})
-        command = [sys.executable, "-m", "lib.engines.worker", "launch", scratch]
-        code = _stream(command, folder / "launcher.log")
-        if code == 0 and (folder / "result.json").exists():
+        folder = nodes.folder(next(_calls)) if nodes.machines > 1 else Path(scratch)
+        if nodes.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier job
+            write_json(folder / "call.json", written | {"accelerate_config": str(file), "alone": alone})
+        command = [sys.executable, "-m", "lib.engines.worker", "launch", str(folder)]
+        log = Path(scratch, "launcher.log")
+        code = _stream(command, log) if _appears(folder / "call.json", 600) else 1
+        if code == 0 and _appears(folder / "result.json", 60 if nodes.rank else 0):
             return as_json(read_json(folder / "result.json"), f"the result of {function}")
-        raise LaunchError(_explain(function, num_processes, folder, code))
+        raise LaunchError(_explain(function, num_processes, folder, log, code))
+
+
+def _appears(path: Path, seconds: float) -> bool:
+    """Whether a file is there, or comes to be: the first machine writes it, and others see it later."""
+    deadline = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return path.exists()
+
+
+def configuration(name: Path | str) -> Path:
+    """The file of an accelerate configuration, by name or path; LaunchError for one that cannot work."""
+    file = Path(name) if Path(name).suffix else CONFIGURATIONS / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in CONFIGURATIONS.glob("*.yaml"))
+        raise LaunchError(
+            f"there is no accelerate config file {str(name)!r}{close(str(name), known) or '.'} There are "
+            f"{', '.join(known)}; or give the path of one"
+        )
+    given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    kind = given.get("distributed_type")
+    sharding = given.get("fsdp_config") or {}
+    if kind in (None, "NO", "MULTI_CPU"):
+        raise LaunchError(f"{file}: distributed_type {kind} starts one process; MULTI_GPU works on a CPU too")
+    if kind == "FSDP" and sharding.get("fsdp_state_dict_type") != "FULL_STATE_DICT":
+        raise LaunchError(
+            f"{file}: fsdp_state_dict_type must be FULL_STATE_DICT: with SHARDED_STATE_DICT, the default, no "
+            "model is saved"
+        )
+    if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise LaunchError(f"{file.stem} needs deepspeed: pip install deepspeed, or take fsdp2")
+    return file
 
 
 def find(function: str) -> Callable[[dict[str, Any]], Any]:
@@ -91,16 +149,19 @@ def as_json(value: Any, what: str) -> dict[str, Any]:
         raise LaunchError(f"{what} must be JSON: {error}") from None
 
 
-def _check_machine(num_processes: int, accelerate_config: Path | str | None) -> None:
-    """Refuse what this machine cannot do."""
-    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else num_processes
-    if num_processes > devices:
+def _check_machine(num_processes: int, nodes: Nodes) -> None:
+    """Refuse what these machines cannot do."""
+    here, rest = divmod(num_processes, nodes.machines)
+    if rest:
         raise LaunchError(
-            f"num_processes={num_processes} needs as many devices, and this machine has {devices}; ask for "
-            f"{devices} at most, or for the CPU by an empty CUDA_VISIBLE_DEVICES"
+            f"num_processes={num_processes} must be a multiple of the {nodes.machines} machines"
         )
-    if accelerate_config is not None and not Path(accelerate_config).is_file():
-        raise LaunchError(f"there is no accelerate config file {accelerate_config}")
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else here
+    if here > devices:
+        raise LaunchError(
+            f"num_processes={num_processes} needs {here} devices on this machine, which has {devices}; ask "
+            f"for {devices * nodes.machines} at most, or for the CPU by an empty CUDA_VISIBLE_DEVICES"
+        )
 
 
 def _environment() -> dict[str, str]:
@@ -128,7 +189,7 @@ def _stream(command: list[str], log: Path) -> int:
         return launcher.wait()
     except KeyboardInterrupt:
         launcher.send_signal(signal.SIGINT)
-        _show(launcher)  # a trainer saves its checkpoint now; the launcher kills after 30 s, a Ctrl-C at once
+        _show(launcher)  # a trainer finishes its step and saves now; a second Ctrl-C does not wait
         raise
     finally:
         launcher.kill()
@@ -142,18 +203,21 @@ def _show(launcher: subprocess.Popen[str]) -> None:
         print(line, end="", flush=True)
 
 
-def _explain(function: str, num_processes: int, folder: Path, code: int) -> str:
+def _explain(function: str, num_processes: int, folder: Path, log: Path, code: int) -> str:
     """Say which process failed first, and how."""
     if code == 0:
         return f"{function} ended without a result: does it call sys.exit?"
-    log, failure = (folder / "launcher.log").read_text(encoding="utf-8"), folder / "failure.json"
+    failure = folder / "failure.json"
     if not failure.exists():
-        return f"{function}: the launcher ended with code {code}:\n{_last_lines(log)}"
+        said = (
+            _last_lines(log.read_text(encoding="utf-8")) if log.exists() else "no call of the first machine"
+        )
+        return f"{function}: the launcher ended with code {code}:\n{said}"
     first = read_json(failure)
     which = f"process {first['rank']} (of 0 to {num_processes - 1})" if num_processes > 1 else "its process"
     if first["exitcode"] < 0:
         name = signal.Signals(-first["exitcode"]).name
-        hint = "; the system does so when memory runs out" if name == "SIGKILL" else ""
+        hint = HINTS.get(name, "")
         return f"{function}: {which} was killed by {name}{hint}"
     return f"{function} failed in {which}:\n{_last_lines(first['error'])}"
 

@@ -1,7 +1,8 @@
 """The other side of `launch`: the process that starts the others, and each of those that do the work.
 
 `python -m lib.engines.worker launch FOLDER` starts the workers, each `python -m lib.engines.worker FOLDER`.
-The folder holds call.json; rank 0 writes result.json, or the launcher failure.json: who failed, and how.
+The folder holds call.json; rank 0 writes result.json, or the launcher failure.json: who failed, and how. Of
+several machines each has a launcher, and all see the folder.
 """
 
 from __future__ import annotations
@@ -9,63 +10,71 @@ from __future__ import annotations
 import io
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.run
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
-from lib.engines.launch import LaunchError, as_json, find
+from lib.engines.launch import as_json, find
+from lib.engines.nodes import Nodes, this_node
 from lib.runs import is_first_process, read_json, write_json
 
-PATIENCE_S = 30  # for a worker to save, once there is nobody left to work for
+PATIENCE_S = 600  # for a worker that was asked to end: it finishes its step, which may be long, and saves
 
 
 def launch(folder: Path) -> int:
-    """Start the workers of a call and wait for them."""
-    _when_parent_ends(lambda: os._exit(1))  # the workers then see that theirs has ended
-    error_file = folder / "error.json"
-    os.environ["TORCHELASTIC_ERROR_FILE"] = str(error_file)  # for what accelerate starts without torchrun
+    """Start this machine's workers of a call and wait for them."""
+    _when(_parent_has_ended(), lambda: os._exit(1))  # the workers then see that theirs has ended
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(PATIENCE_S)
     try:
-        _start(read_json(folder / "call.json"), ["-m", "lib.engines.worker", str(folder)])
+        _start(read_json(folder / "call.json"), folder)
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         _keep_failure(folder, rank, failure.exitcode, failure.message)
         return 1
-    except subprocess.CalledProcessError as failed:
-        message = read_json(error_file)["message"] if error_file.exists() else str(failed)
-        _keep_failure(folder, 0, failed.returncode, message)
+    except SignalException as ended:
+        _keep_failure(folder, 0, -ended.sigval, "")
         return 1
     return 0
 
 
-def _start(call: Mapping[str, Any], worker: Sequence[str]) -> None:
-    """Through torchrun, or through accelerate where the call names a config file of it."""
-    if not call["accelerate_config"]:
-        options = ["--standalone", f"--nproc_per_node={call['num_processes']}"]
-        torch.distributed.run.run(torch.distributed.run.parse_args([*options, *worker]))
-        return
+def _start(call: Mapping[str, Any], folder: Path) -> None:
+    """Through accelerate, which makes its configuration an environment and calls torchrun."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    options = ["--config_file", call["accelerate_config"], f"--num_processes={call['num_processes']}"]
-    launch_command(launch_command_parser().parse_args([*options, "--main_process_port=0", *worker]))
+    nodes = this_node() if call["nodes"] > 1 else Nodes(port=0)
+    options = {
+        "config_file": call["accelerate_config"],
+        "num_processes": call["num_processes"],
+        "num_machines": nodes.machines,
+        "machine_rank": nodes.rank,  # static, so that rank 0 is where the notebook is
+        "main_process_ip": nodes.address,
+        "main_process_port": nodes.port,
+    }
+    words = [f"--{name}={value}" for name, value in options.items()]
+    given = launch_command_parser().parse_args([*words, "-m", "lib.engines.worker", str(folder)])
+    given.standalone = nodes.machines == 1  # a port that nobody else can take in between
+    launch_command(given)
 
 
 def _keep_failure(folder: Path, rank: int, exitcode: int, message: str | dict[str, Any]) -> None:
     """Who failed first; of an exception torch keeps the traceback, of a signal its name."""
     error = message if isinstance(message, str) else message["extraInfo"]["py_callstack"]
-    write_json(folder / "failure.json", {"rank": rank, "exitcode": exitcode, "error": error})
+    if not (folder / "failure.json").exists():  # another machine's was first
+        write_json(folder / "failure.json", {"rank": rank, "exitcode": exitcode, "error": error})
 
 
 def work(folder: Path) -> int:
     """Call the function as one of the processes; rank 0 writes result.json."""
-    _when_parent_ends(_save_and_end)
+    _when(_parent_has_ended(), _save_and_end)
+    _when((folder / "failure.json").exists, lambda: os._exit(1))  # the others wait for nobody
     os.dup2(1, 2)  # the cell shows our warnings; what the launcher says of itself stays in its log
     if not is_first_process():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
@@ -83,34 +92,48 @@ def work(folder: Path) -> int:
 @record
 def _call(folder: Path) -> None:
     call = read_json(folder / "call.json")
-    _check_count(call["num_processes"])
     if torch.accelerator.is_available():  # before anything loads: all would fill the first device
         torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
-    if call["num_processes"] == 1 and not call["accelerate_config"]:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # alone, a model needs no wrapper for a group
+    elif "ACCELERATE_USE_FSDP" in os.environ:
+        _shard_on_cpu()
+    if call["alone"]:  # a model needs no wrapper for a group
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
             os.environ.pop(name, None)
     result = find(call["function"])(call["config"])
     if is_first_process():
         write_json(folder / "result.json", as_json(result, f"the result of {call['function']}"))
 
 
-def _check_count(expected: int) -> None:
-    """accelerate starts one process on a CPU, and says nothing, for most of its config files."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != expected:
-        raise LaunchError(f"asked for {expected} processes, but the launcher started {started}")
+def _shard_on_cpu() -> None:
+    """Let FSDP shard over gloo, in tests and dry runs: accelerate would make DDP of it, and not say so."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    usual = PartialState.__init__
+
+    def start(self: PartialState, *given: Any, **named: Any) -> None:
+        usual(self, *given, **named)
+        if self.distributed_type == DistributedType.MULTI_CPU:  # once: again would switch FSDP off
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = start
 
 
-def _when_parent_ends(act: Callable[[], None]) -> None:
-    """A killed notebook must not leave training behind: look in a thread whether it is still there."""
-    parent = os.getppid()
+def _when(happens: Callable[[], bool], act: Callable[[], None]) -> None:
+    """Look every half second, in a thread, whether something has happened."""
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while not happens():
             time.sleep(0.5)
         act()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _parent_has_ended() -> Callable[[], bool]:
+    """A killed notebook must not leave training behind."""
+    parent = os.getppid()
+    return lambda: os.getppid() != parent
 
 
 def _save_and_end() -> None:

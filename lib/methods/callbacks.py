@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -25,8 +26,9 @@ class NothingLeftError(Exception):
 class RunCallback(TrainerCallback):
     """Logs to the run folder, says a line now and then, stops early if asked, and saves when it is to end.
 
-    After Ctrl-C, SIGTERM or SIGHUP the step in progress is finished and a checkpoint is written; `stopped_by`
-    is then the signal, and the same call resumes from there. One process that heard it stops them all.
+    After Ctrl-C, SIGTERM or SIGHUP the rollout batch in progress, or step, is finished and a checkpoint is
+    written; `stopped_by` is then the signal, and the same call resumes from there. One process that heard it
+    stops them all. So does the end of the job, if another batch might not end before: see `end_of_job`.
     """
 
     def __init__(
@@ -38,8 +40,9 @@ class RunCallback(TrainerCallback):
         shown: Mapping[str, str] | None = None,  # label: name of the metric in the logs
     ):
         self.run, self.say, self.stop_at, self.shown = run, say, stop_at, shown or {"loss": "loss"}
-        self.stopped_by = 0
-        self._begun = time.monotonic()
+        self.stopped_by, self.ends = 0, end_of_job()
+        self._begun = self._last_end = time.monotonic()
+        self._longest = 0.0  # seconds of a step
         self._old_handlers: dict[int, Any] = {}
 
     def on_train_begin(
@@ -47,7 +50,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         if state.global_step >= self.last(state):
             raise NothingLeftError
-        self._begun = time.monotonic()
+        self._begun = self._last_end = time.monotonic()
         if threading.current_thread() is threading.main_thread():  # signals reach no other
             heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
             self._old_handlers = {number: signal.signal(number, self._stop) for number in heard}
@@ -60,11 +63,16 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        now, updates = time.monotonic(), updates_per_batch(args)
+        self._longest, self._last_end = max(self._longest, now - self._last_end), now
+        soon = time.time() + (updates + 0.5) * self._longest > self.ends
+        if soon and not self.stopped_by and state.global_step < self.last(state):
+            self.stopped_by = signal.SIGTERM
         if args.world_size > 1:  # the signal reaches processes at different steps, and saving needs them all
             heard = torch.tensor(self.stopped_by, dtype=torch.int32, device=args.device)
             torch.distributed.all_reduce(heard, op=torch.distributed.ReduceOp.MAX)
             self.stopped_by = int(heard)
-        if self.stopped_by:
+        if self.stopped_by and state.global_step % updates == 0:
             control.should_save = control.should_training_stop = True
         if state.global_step >= self.last(state):
             control.should_log = control.should_training_stop = True
@@ -97,3 +105,20 @@ class RunCallback(TrainerCallback):
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = number
+
+
+def end_of_job() -> float:
+    """When the scheduler will end this job, in seconds since 1970: JOB_END_TIME, or what Slurm sets."""
+    given = os.environ.get("JOB_END_TIME") or os.environ.get("SLURM_JOB_END_TIME") or "inf"
+    try:
+        return float(given)
+    except ValueError:
+        raise ValueError(
+            f"JOB_END_TIME must be in seconds since 1970, as of `date +%s`, got {given!r}"
+        ) from None
+
+
+def updates_per_batch(args: TrainingArguments) -> int:
+    """Steps on one rollout batch, which no checkpoint holds: to resume within one is to draw it anew."""
+    rollouts = getattr(args, "steps_per_generation", None) or args.gradient_accumulation_steps
+    return getattr(args, "num_iterations", 1) * rollouts // args.gradient_accumulation_steps

@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate.utils import set_seed
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
 
@@ -77,8 +78,18 @@ def load_trainable(
 
 
 def prepare(trainer: Trainer, config: TrainingConfig) -> None:
-    """Keep what is trained in full precision if asked, and the trainer from printing its logs."""
+    """Keep what is trained in full precision if asked, and the trainer from printing its logs.
+
+    A checkpoint's last file, and the end of the one before, wait for what other processes write to it.
+    """
     trainer.remove_callback(PrinterCallback)
+    save = trainer._save_rng_state  # the last thing that all of them save
+
+    def save_together(folder: str) -> None:
+        save(folder)
+        trainer.accelerator.wait_for_everyone()
+
+    trainer._save_rng_state = save_together
     if config.precision == "float32":
         # TRL keeps adapters on a quantised base in bfloat16, where a small update is rounded away.
         for parameter in trainer.model.parameters():
@@ -169,6 +180,8 @@ def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> Facts:
         run.rewind(int(resume_from.name.rpartition("-")[2]) if resume_from else -1)
     if resume_from:
         trainer.args.eval_on_start = False  # that was done, and is logged
+        # As many processes as before find their random numbers in the checkpoint; others draw new ones.
+        set_seed(trainer.args.seed + int(resume_from.name.rpartition("-")[2]), device_specific=True)
     begun = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
@@ -179,6 +192,7 @@ def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> Facts:
         callback.restore_signals()
     if callback.stopped_by:
         saved = f"saved at step {trainer.state.global_step}; the same call goes on from there"
+        trainer.accelerator.wait_for_everyone()  # a process that ends is the end of all
         if callback.stopped_by != signal.SIGINT:
             print(saved, flush=True)
             signal.raise_signal(callback.stopped_by)

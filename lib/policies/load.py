@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -42,6 +43,11 @@ def load_policy(
     `quantised` stores the linear layers in NF4 with double quantisation (QLoRA, section 3), and computes in
     `dtype`. A folder with a provenance file is checked against it first (CheckpointError).
     """
+    if quantised and (sharding := sharded_by()):
+        raise ValueError(
+            f"4-bit weights (QLoRA) cannot be sharded by {sharding}: their scales stay behind ('absmax'). "
+            "Take PARALLEL ddp or zero2, where each device holds the base, or LoRA on 16-bit weights"
+        )
     source, pinned = _pinned(_source(name_or_path))
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **pinned)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -66,6 +72,12 @@ def load_policy(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model.to(device).eval(), tokenizer
+
+
+def sharded_by() -> str:
+    """Which of accelerate's configurations shards the weights that this process will train, if one does."""
+    fsdp, zero = (os.environ.get(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_DEEPSPEED_ZERO_STAGE"))
+    return "fsdp2" if fsdp == "true" else "zero3" if zero == "3" else ""
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
