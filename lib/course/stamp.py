@@ -40,7 +40,8 @@ def stamp(path: Path) -> None:
             if "readme-figure" in cell.metadata.get("tags", []):
                 _export_figure(cell, path)
         elif "card" in cell.metadata.get("tags", []):
-            cell.source = _MEASURED.sub(_measured(record), cell.source)
+            used = f"{clock(record['seconds'])} minutes, {record['peak_memory_mb']} MB at most"
+            cell.source = _MEASURED.sub(f"{used} (cpu profile, two cores)", cell.source)
     origin = provenance() | record | {"profile": DEFAULT_PROFILE}
     vouched = ("code_sha256", "profile", "versions", "date", "seconds", "peak_memory_mb")
     notebook.metadata.stamp = {name: origin[name] for name in vouched}
@@ -63,9 +64,3 @@ def _export_figure(cell: nbformat.NotebookNode, path: Path) -> None:
     figure = ROOT / "data" / "figures" / f"{path.stem}.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
     figure.write_bytes(base64.b64decode(png))
-
-
-def _measured(record: Mapping[str, Any]) -> str:
-    return (
-        f"{clock(record['seconds'])} minutes, {record['peak_memory_mb']} MB at most (cpu profile, two cores)"
-    )

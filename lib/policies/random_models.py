@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers import models as bpe
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen2Tokenizer, set_seed
 
 from lib.policies.save import save_policy
 from lib.runs import ROOT, CheckpointError
@@ -16,20 +14,10 @@ SAMPLES = ROOT / "data" / "samples"
 ARCHITECTURES = {"random-qwen2": "qwen2", "random-qwen3": "qwen3"}  # Qwen2.5 is a qwen2 too
 
 
-def byte_level_tokenizer(texts: Sequence[str], *, vocabulary: int = 1000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer like Qwen's, learnt from a few texts, with that many tokens at most."""
-    tokenizer = Tokenizer(bpe.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    end, padding = "<|endoftext|>", "<|pad|>"
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[end, padding],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=padding)
+def byte_level_tokenizer(texts: Sequence[str], *, vocabulary: int = 1000) -> PreTrainedTokenizerBase:
+    """Qwen's byte-level BPE, learnt anew from a few texts, with that many tokens at most."""
+    blank = Qwen2Tokenizer(unk_token=None, pad_token="<|pad|>")
+    return blank.train_new_from_iterator(texts, vocabulary, show_progress=False)
 
 
 def random_model(name: str, folder: Path) -> None:
