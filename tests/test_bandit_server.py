@@ -136,7 +136,7 @@ def test_a_server_killed_in_between_stops_cleanly_and_the_run_goes_on_later(dial
         made.train(stop_at=2)
     with pytest.raises(NoAnswersError, match="update 3"):  # nobody is there any more
         made.train()
-    assert made.step == 2 and (run.checkpoint / "trainer.pt").exists()
+    assert made.step == 2 and (run.checkpoint / "policy.safetensors").exists()
     kept = len(list((tmp_path / "b").glob("*.json")))
     assert kept > 0
     with serving(answering(dial, lock)) as (url, calls, _):
@@ -154,7 +154,7 @@ def test_a_server_that_refuses_all_stops_at_once_and_keeps_the_checkpoint(tmp_pa
         made = trainer(url, tmp_path, run)
         with pytest.raises(ServerError, match="Check the address, the key"):
             made.train()
-    assert made.step == 0 and (run.checkpoint / "trainer.pt").exists()
+    assert made.step == 0 and (run.checkpoint / "policy.safetensors").exists()
     assert not any(math.isnan(x) for x in weights(made).tolist())
 
 

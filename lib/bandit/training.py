@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from lib.bandit.actions import HEADS
 from lib.bandit.environments import Environment
@@ -112,7 +114,7 @@ class BanditTrainer:
         if run is not None:
             start = {"policy": digest(dict(policy.state_dict())), "embeddings": digest(embeddings)}
             run.claim(asdict(config) | start, say=print)
-            if (run.checkpoint / "trainer.pt").exists():
+            if (run.checkpoint / "policy.safetensors").exists():
                 self._load(run)
 
     def train(
@@ -239,16 +241,30 @@ class BanditTrainer:
             return
         lines = "".join(json.dumps(decision) + "\n" for decision in self.decisions)
         write_atomically(self.run.checkpoint / "decisions.jsonl", lines)
-        states = {"policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({"step": self.step, **states}, self.run.checkpoint / "trainer.new")
-        (self.run.checkpoint / "trainer.new").replace(self.run.checkpoint / "trainer.pt")
+        moments = self.optimizer.state_dict()["state"]
+        states = {"policy": self.policy.state_dict()} | {f"optimizer.{n}": moments[n] for n in moments}
+        tensors = {
+            f"{part}.{name}": torch.as_tensor(value).clone()
+            for part, state in states.items()
+            for name, value in state.items()
+        }
+        new = self.run.checkpoint / "policy.new"
+        save_file(tensors, new, metadata={"step": str(self.step)})
+        new.replace(new.with_suffix(".safetensors"))
 
     def _load(self, run: Run) -> None:
         """Go on where the checkpoint stands; what was decided or logged after it is dropped."""
-        kept = torch.load(run.checkpoint / "trainer.pt", weights_only=True)
-        self.step = kept["step"]
-        self.policy.load_state_dict(kept["policy"])
-        self.optimizer.load_state_dict(kept["optimizer"])
+        states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)  # of the policy, and by parameter
+        with safe_open(run.checkpoint / "policy.safetensors", framework="pt") as file:
+            self.step = int(file.metadata()["step"])
+            for key in file.keys():  # noqa: SIM118
+                kind, _, rest = key.partition(".")
+                part, name = (kind, rest) if kind == "policy" else rest.split(".")
+                states[part][name] = file.get_tensor(key)
+        self.policy.load_state_dict(states.pop("policy"))
+        groups = self.optimizer.state_dict()["param_groups"]
+        moments = {int(number): state for number, state in states.items()}
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         lines = (run.checkpoint / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
         self._keep(row for row in map(json.loads, lines) if row["step"] <= self.step)
         run.rewind(self.step)
