@@ -12,7 +12,10 @@ import torch
 from lib.course.notebooks import NOTEBOOKS, code_cells, find_notebooks
 from lib.studies.exercises.core import Check, NotYetError, difference, shown
 
-ROOMS = {"00": "dial_world"}
+ROOMS = {
+    "00": "dial_world",
+    "01": "formatting",
+}
 CHECKS = {
     f"{number}-{name}": value
     for number, room in ROOMS.items()
