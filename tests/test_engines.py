@@ -3,6 +3,7 @@
 import json
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from threading import Thread
 
 import pytest
@@ -17,6 +18,7 @@ from lib.dial import (
     parse_question,
     token_cost,
 )
+from lib.engines import serve
 from lib.engines.ask import Response, ask, load_engine, read_tagged, respond, score
 from lib.engines.base import Completion, Kept, Request, Sampling
 from lib.engines.local import TransformersEngine
@@ -205,10 +207,40 @@ def test_an_engine_by_name():
     assert isinstance(load_engine("transformers", "dial-llm", batch_size=8), TransformersEngine)
     server = load_engine("server", "dial-llm", url="http://localhost:1/v1")
     assert isinstance(server, ServerEngine) and server.tokenizer.eos_token == "<end>"
-    with pytest.raises(ValueError, match="'vllm' is not one of transformers, server: start `vllm serve`"):
-        load_engine("vllm", "dial-llm")
+    with pytest.raises(ValueError, match="'sglang' is not one of transformers, vllm, server"):
+        load_engine("sglang", "dial-llm")
     with pytest.raises(ValueError, match='"server" needs url'):
         load_engine("server", "dial-llm")
+
+
+def test_a_command_runs_beside_a_server_of_vllm(monkeypatch, capfd):
+    served = []
+
+    @contextmanager
+    def serving(*named):
+        served.append(named)
+        yield "http://here/v1"
+
+    monkeypatch.setattr(serve, "serving", serving)
+    assert serve.main(["dial-arm", "--seed", "1", "--", "sh", "-c", "echo asked {url}; exit 7"]) == 7
+    [(base, _, options)] = served
+    assert (base, options) == (
+        "dial-arm",
+        ["--seed", "1"],
+    ) and "asked http://here/v1" in capfd.readouterr().out
+    with pytest.raises(SystemExit, match="COMMAND"):
+        serve.main(["dial-arm"])
+
+
+@pytest.mark.skipif(bool(find_spec("vllm")), reason="vLLM is here, and would start")
+def test_without_vllm_it_says_so(tmp_path):
+    with pytest.raises(ImportError, match=r"No module named 'vllm'.*see README"):
+        load_engine("vllm", "dial-arm")
+    with (
+        pytest.raises(ServerError, match=r"(?s)not up \(exit status 1\).*No module named 'vllm'"),
+        serve.serving("dial-arm", tmp_path / "log"),
+    ):
+        pass
 
 
 @pytest.mark.slow

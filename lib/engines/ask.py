@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lib.engines.base import Completion, Engine, Request, Sampling
 from lib.engines.local import TransformersEngine
 from lib.engines.server import ServerEngine
+from lib.engines.vllm import VLLMEngine
 from lib.formats import parse_response
 from lib.policies.load import load_policy, load_tokenizer
 from lib.tasks import Rollout, Task
@@ -32,16 +33,17 @@ class Response:
     truncated: bool
 
 
-ENGINES = ("transformers", "server")  # vllm, in this process, has its place here
+ENGINES = ("transformers", "vllm", "server")
 
 
 def load_engine(name: str, base: str, *, url: str = "", **options: Any) -> Engine:
-    """An engine by name, for a model as `load_policy` knows it: "transformers", or "server" at `url`."""
+    """An engine by name, for a model as `load_policy` knows it; a "server" is asked at `url`."""
     if name not in ENGINES:
-        more = ": start `vllm serve` and name a server" if name == "vllm" else ""
-        raise ValueError(f"engine {name!r} is not one of {', '.join(ENGINES)}{more}")
+        raise ValueError(f"engine {name!r} is not one of {', '.join(ENGINES)}")
     if name == "transformers":
         return TransformersEngine(*load_policy(base), **options)
+    if name == "vllm":
+        return VLLMEngine.load(base, **options)
     if not url:
         raise ValueError('engine "server" needs url, like http://localhost:8000/v1')
     return ServerEngine(url, base, load_tokenizer(base), **options)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
+
+NEVER = -100.0  # added to a logit: as far down as vLLM and OpenAI let anyone push a token
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,28 @@ def request_seeds(requests: Sequence[Request], seed: int) -> list[int]:
         seeds.append(int.from_bytes(digest[:16], "big"))
         seen[name] += 1
     return seeds
+
+
+def first_alone(
+    requests: Sequence[Request], draw: Callable[[Sequence[Request]], list[Completion]]
+) -> list[Completion]:
+    """Completions by a `draw` that keeps `never_first` away all along: there, a token alone comes first."""
+    heads = [replace(one, max_new_tokens=1) if one.never_first else one for one in requests]
+    found = draw(heads)
+    places = [
+        place
+        for place, (one, first) in enumerate(zip(requests, found, strict=True))
+        if one.never_first and first.truncated and one.max_new_tokens > 1
+    ]
+    rests = [
+        replace(one, forced_ids=found[place].ids, max_new_tokens=one.max_new_tokens - 1, never_first=())
+        for place, one in ((place, requests[place]) for place in places)
+    ]
+    for place, rest in zip(places, draw(rests), strict=True):
+        first = found[place].log_probs
+        known = first is not None and rest.log_probs is not None
+        found[place] = replace(rest, log_probs=(*first, *rest.log_probs) if known else None)
+    return found
 
 
 # ---- what was generated is not generated again -------------------------------------------------

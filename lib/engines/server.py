@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import openai
 from transformers import PreTrainedTokenizerBase
 
-from lib.engines.base import Completion, Request, Sampling, request_seeds
+from lib.engines.base import NEVER, Completion, Request, Sampling, first_alone, request_seeds
 from lib.runs import read_json, write_json
 
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly: for the estimate before the first request
@@ -251,16 +251,25 @@ class ServerEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order; ServerError where one cannot be had."""
         pool = ThreadPoolExecutor(self.workers)
+
+        def draw(some: Sequence[Request]) -> list[Completion]:
+            seeds = request_seeds(some, sampling.seed)
+            return list(pool.map(lambda one, seed: self._complete(one, sampling, seed), some, seeds))
+
         try:
-            seeds = request_seeds(requests, sampling.seed)
-            return list(pool.map(lambda one, seed: self._complete(one, sampling, seed), requests, seeds))
+            return first_alone(requests, draw)
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
-        if request.never_first:
-            raise ServerError("a server cannot keep tokens from coming first: never_first must be empty")
         start: Any = [*request.prompt_ids, *request.forced_ids]
+        if self.as_text and request.never_first:
+            raise ServerError(f"{self.url} takes text alone, so it cannot keep tokens from coming first")
+        by_id = {
+            "return_token_ids": True,
+            "logprobs": 0,
+            "logit_bias": dict.fromkeys(map(str, request.never_first), NEVER),
+        }
         try:
             answer = self.client.completions.create(
                 model=self.model,
@@ -269,16 +278,16 @@ class ServerEngine:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 seed=seed % 2**31,
-                extra_body={} if self.as_text else {"return_token_ids": True},
+                extra_body={} if self.as_text else by_id,
             )
             choice = answer.choices[0]
         except (openai.OpenAIError, IndexError, TypeError) as error:
             raise ServerError(
                 f"{self.url} gives no completion: {error}. Check the address, the key and the model."
             ) from error
-        truncated, end = choice.finish_reason == "length", self.tokenizer.eos_token_id
-        ids = getattr(choice, "token_ids", None)
+        truncated, ids = choice.finish_reason == "length", getattr(choice, "token_ids", None)
         if ids is None:
             ids = self.tokenizer(choice.text, add_special_tokens=False).input_ids
-        ids = [*request.forced_ids, *ids]
-        return Completion(tuple(ids if truncated or ids[-1:] == [end] else [*ids, end]), truncated)
+            ids += [] if truncated else [self.tokenizer.eos_token_id]
+        log_probs = choice.logprobs and tuple(choice.logprobs.token_logprobs or ())
+        return Completion((*request.forced_ids, *ids), truncated, log_probs or None)

@@ -48,7 +48,7 @@ def load_policy(
             f"4-bit weights (QLoRA) cannot be sharded by {sharding}: their scales stay behind ('absmax'). "
             "Take PARALLEL ddp or zero2, where each device holds the base, or LoRA on 16-bit weights"
         )
-    source, pinned = _pinned(_source(name_or_path))
+    source, pinned = find_source(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **pinned)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = torch.device("cpu")
@@ -82,12 +82,13 @@ def sharded_by() -> str:
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer alone, of what `load_policy` loads."""
-    source, pinned = _pinned(_source(name_or_path))
+    source, pinned = find_source(name_or_path)
     return AutoTokenizer.from_pretrained(source, padding_side="left", **pinned)
 
 
-def _pinned(source: str) -> tuple[str, dict[str, str]]:
-    """A hub name taken apart: "org/name@commit" -> ("org/name", {"revision": "commit"})."""
+def find_source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
+    """A folder, or a hub name taken apart: "org/name@commit" -> ("org/name", {"revision": "commit"})."""
+    source = _source(name_or_path)
     if Path(source).is_dir() or "@" not in source:
         return source, {}
     name, _, revision = source.partition("@")
