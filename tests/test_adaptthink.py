@@ -573,6 +573,29 @@ def test_the_baselines_sample_freely(base, rows, tmp_path, method):
     assert not batch["is_nothinking"].all() and "reward" in trainer._metrics["train"]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_trainers_ratio_to_vllm_weighs_the_loss_as_the_variant_joins_it(base, variant):
+    """With the policy at its old weights: a ratio a token, their product, or its geometric mean."""
+    log_probs, mask = torch.tensor([[-0.5, -1.0, -2.0]] * 2), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    batch = {"advantages": torch.tensor([1.0, -1.0]), "completion_mask": mask}
+    batch["is_nothinking"] = torch.tensor([True, False])
+
+    def losses(**more):
+        rows = ({name: value[i : i + 1] for name, value in (batch | more).items()} for i in (0, 1))
+        loss = tiny(base, variant=variant).loss
+        return [loss(log_probs[:1], log_probs[:1], row)[0].item() for row in rows]
+
+    plain = losses()
+    found = losses(importance_sampling_ratio=torch.tensor([[1.0, 2.0, 0.5], [1.0, 0.25, 1.0]]))
+    joint = {"sequence": 0.25, "geometric_mean": 0.5}
+    if variant in joint:
+        assert found == pytest.approx([plain[0], joint[variant] * plain[1]])
+    elif variant == "unadjusted":  # where every ratio of the policy is 1
+        assert found == pytest.approx([-3.5 / 3, 1.25 / 2])
+    whole = losses(importance_sampling_ratio=torch.tensor([[0.0], [2.0]]))  # of a response, as TRL masks it
+    assert whole == pytest.approx([0.0, 2 * plain[1]])
+
+
 def test_what_cannot_work_is_refused_before_training(base, rows, tmp_path):
     run, good = Run(tmp_path, {}), with_accuracy(rows)
     closed = [{**row, "prompt": row["prompt"].replace("<think>", "")} for row in good]
@@ -584,7 +607,8 @@ def test_what_cannot_work_is_refused_before_training(base, rows, tmp_path):
         ({"variant": "gspo"}, "variant takes 'geometric_mean'"),
         ({"nothinking_ratio": 0.1}, "one mode without responses"),
         ({"beta": 0.1}, "beta must be 0"),
-        ({"trainer": {"use_vllm": True}}, "use_vllm must be False"),
+        ({"trainer": {"use_vllm": True, "vllm_mode": "server"}}, "vllm_mode must be 'colocate': adaptthink"),
+        ({"trainer": {"use_vllm": True}, "weights": "qlora"}, 'weights "lora" in bfloat16 with vLLM'),
     ):
         with pytest.raises(ValueError, match=message):
             tiny(base, **wrong)
@@ -745,7 +769,7 @@ def test_profiles_run_dry(profile, tmp_path):
     tokenizer = deepseek()
     folder = save_qwen(tokenizer, tmp_path / "model")
     config = replace(config_of(profile), base=folder, batches=1, prompts=2, micro_batch_size=4)
-    dry = replace(config, max_completion_length=12, max_nothinking_length=6)
+    dry = replace(config, max_completion_length=12, max_nothinking_length=6, trainer={})  # without vLLM
     examples = [dial_task(question) for question in sample_questions(8, seed=2)]
     rows = with_accuracy(task_rows(thinking_tasks(examples, tokenizer)))
     run = Run(tmp_path / "run", {})
@@ -755,7 +779,7 @@ def test_profiles_run_dry(profile, tmp_path):
 
 def test_the_multi_gpu_profile_has_the_settings_of_the_paper():
     ours, paper = asdict(config_of("multi_gpu")), asdict(AdaptThink.paper())
-    assert {name for name in ours if ours[name] != paper[name]} == {"micro_batch_size"}
+    assert {name for name in ours if ours[name] != paper[name]} == {"micro_batch_size", "trainer"}
     assert (paper["delta"], paper["epsilon"], paper["num_generations"]) == (0.05, 0.2, 16)
     assert (paper["prompts"], paper["learning_rate"], paper["temperature"]) == (128, 2e-6, 0.6)
     assert (paper["max_completion_length"], paper["max_nothinking_length"]) == (16384, 4096)

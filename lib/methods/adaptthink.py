@@ -60,12 +60,16 @@ def importance_ratio(
         first = shares.log()[is_nothinking.long()]
         first = first if start_log_probs is None else first + start_log_probs
         old_log_probs = torch.cat([first[:, None], old_log_probs[:, 1:]], dim=1)
-    log_ratio = (log_probs - old_log_probs) * mask
+    return joined((log_probs - old_log_probs) * mask, mask, variant).exp()
+
+
+def joined(log_ratio: torch.Tensor, mask: torch.Tensor, variant: Variant) -> torch.Tensor:
+    """Log-ratios (N, T), 0 where masked, as the variant has them: (N, 1) for a response, or as they are."""
     if variant == "sequence":
-        log_ratio = log_ratio.sum(1, keepdim=True)
-    elif variant == "geometric_mean":
-        log_ratio = log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    return log_ratio.exp()
+        return log_ratio.sum(1, keepdim=True)
+    if variant == "geometric_mean":
+        return log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+    return log_ratio
 
 
 def counted(ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -197,7 +201,12 @@ class AdaptThink(Thinking):
             start_log_probs=start_log_probs,
         )
         weights, clip = counted(ratio, mask), (batch["advantages"], self.epsilon)
-        loss = masked_mean(clipped_loss(ratio, *clip), weights, group_size=1)
+        losses = clipped_loss(ratio, *clip)
+        correction = batch.get("importance_sampling_ratio")  # trainer over vLLM, from TRL
+        if correction is not None:
+            joint = correction.shape[1] == 1
+            losses = losses * (correction if joint else joined(correction.log(), mask, self.variant).exp())
+        loss = masked_mean(losses, weights, group_size=1)
         ratio, first = ratio.detach(), log_probs.detach()[:, 0]
         return loss, {
             "ratio/mean": ((ratio * weights).sum(), weights.sum()),

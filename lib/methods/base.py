@@ -213,8 +213,19 @@ class MethodConfig(TrainingConfig):
         if "loss_type" in self.trainer and (self.normaliser != "batch" or self.own_loss):
             yield f"loss_type in trainer: the loss is that of {self.name}, by normaliser {self.normaliser!r}"
         starts = self.start(Progress(0, self.batches), self.num_generations, random.Random(0))
-        if self.trainer.get("use_vllm") and set(starts) != {None}:
-            yield "use_vllm must be False: the first token is forced row by row"
+        if self.trainer.get("use_vllm"):
+            yield from self._vllm_conflicts(forced=set(starts) != {None})
+
+    def _vllm_conflicts(self, *, forced: bool) -> typing.Iterator[str]:
+        if self.weights == "qlora":
+            yield (
+                'use_vllm with weights "qlora": vLLM would draw from other weights than those in 4 bits that '
+                'are trained. Use weights "lora" in bfloat16 with vLLM, or leave use_vllm out'
+            )
+        plain = {"vllm_mode": "colocate", "vllm_enable_sleep_mode": False, "vllm_tensor_parallel_size": 1}
+        for name, value in plain.items() if forced else ():
+            if self.trainer.get(name, value) != value:
+                yield f"{name} must be {value!r}: {self.name} forces starts, each process those of its rows"
 
     def as_json(self) -> dict[str, Any]:
         """The method's name and its fields, for `lib.methods.from_json`."""

@@ -19,6 +19,7 @@ from lib.methods.readings import READINGS, accuracy_reward
 from lib.methods.sft_rows import read_rows
 from lib.methods.trainer import MethodTrainer
 from lib.methods.training import Facts, Rows, load_trainable, prepare, train_policy, trainer_arguments
+from lib.methods.with_vllm import OPTIONS, set_context
 from lib.runs import Run
 
 LOSSES = {"batch": "dapo", "micro_batch": "bnpo", "group": "dr_grpo", "response": "grpo"}
@@ -44,6 +45,8 @@ def training_arguments(config: MethodConfig, folder: Path, *, watched: int = 0) 
     if config.eval_every and watched:
         options |= {"eval_strategy": "steps", "eval_on_start": True}
         options["eval_steps"] = config.eval_every * config.updates
+    if config.trainer.get("use_vllm"):
+        options |= OPTIONS
     return trainer_arguments(config, folder, responses // config.updates, **options)
 
 
@@ -66,6 +69,9 @@ def build(
     set_seed(config.seed)
     arguments = training_arguments(config, run.checkpoint, watched=len(validation_rows))
     model, tokenizer = load_trainable(config)
+    if arguments.use_vllm:
+        most = model.config.max_position_embeddings
+        set_context(arguments, config, [*rows, *validation_rows], tokenizer, most)
     reading = READINGS[config.reading](tokenizer, config)
     trainer = MethodTrainer(
         config,

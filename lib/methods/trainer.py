@@ -15,7 +15,8 @@ from lib.engines.base import Request
 from lib.methods.base import Group, MethodConfig, Progress
 from lib.methods.grpo import KL_LIMIT, kl_estimate
 from lib.methods.readings import Opening, Reading
-from lib.methods.trimming import TrimmingTrainer
+from lib.methods.trimming import TrimmingTrainer, draw_seed
+from lib.methods.with_vllm import sample
 
 COLUMNS = {"reference": "reference_accuracy", "budget": "budget"}  # of Group, of the rows
 
@@ -56,9 +57,10 @@ class MethodTrainer(TrimmingTrainer):
         if set(starts) == {None}:
             found, log_probs = plain(prompt_ids, *more, **named)
             return self._cut(found, log_probs)
-        if self._ours():
+        if self.use_vllm or self._ours():
             requests = [self._request(*pair) for pair in zip(prompt_ids, starts, strict=True)]
-            return self._cut(self._decode(requests), None)
+            drawn = sample(self, requests, draw_seed()) if self.use_vllm else (self._decode(requests), None)
+            return self._cut(*drawn)
         completions: list[list[int]] = [[] for _ in prompt_ids]
         for start in dict.fromkeys(starts):
             rows = [row for row, wanted in enumerate(starts) if wanted == start]

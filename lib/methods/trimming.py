@@ -52,9 +52,8 @@ class TrimmingTrainer(trl.GRPOTrainer):
     def _decode(self, requests: Sequence[Request]) -> list[list[int]]:
         """Completions, forced tokens first, by the options of the trainer's own generation."""
         config = self.generation_config
-        # The seed comes from torch's generator, which differs over processes and is part of a checkpoint.
-        seed = int(torch.randint(2**62, ()))
-        sampling = Sampling(config.temperature if config.do_sample else 0.0, config.top_p or 1.0, seed)
+        temperature = config.temperature if config.do_sample else 0.0
+        sampling = Sampling(temperature, config.top_p or 1.0, draw_seed())
         with unwrap_model_for_generation(
             self.model_wrapped,
             self.accelerator,
@@ -135,6 +134,11 @@ class TrimmingTrainer(trl.GRPOTrainer):
         """Whether the gradient of an update is the same however its rows are put into micro-batches."""
         parts = self._entropy_bonus_enabled or self.aux_loss_enabled or self.top_entropy_quantile < 1
         return self.loss_type != "bnpo" and not parts
+
+
+def draw_seed() -> int:
+    """From torch's generator, which differs over processes and is part of a checkpoint."""
+    return int(torch.randint(2**62, ()))
 
 
 def token_list(tokens: int | Sequence[int] | None) -> list[int]:

@@ -1,0 +1,62 @@
+"""Training on vLLM's samples: TRL draws free responses, our engine those that a method makes start so.
+
+vLLM's log-probs are not quite the trainer's, so the ratio of the two weighs each token's loss, 2 at most.
+(TRL's default is one ratio for a whole response, and none above 3: long responses would be left out.)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import trl
+from transformers import PreTrainedTokenizerBase
+
+from lib.engines.base import Request, Sampling
+from lib.engines.vllm import VLLMEngine, import_vllm
+from lib.methods.base import MethodConfig, Progress
+
+OPTIONS = {
+    "vllm_importance_sampling_mode": "token_truncate",
+    "vllm_importance_sampling_clip_max": 2.0,
+    "vllm_gpu_memory_utilization": 0.45,
+}
+ROOM = 16  # tokens that `rewrite` may add at another step
+
+
+def set_context(
+    arguments: trl.GRPOConfig,
+    config: MethodConfig,
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    most: int,
+) -> None:
+    """Unless it is set: what the longest prompt and its response need, or `most`."""
+    import_vllm()
+    if arguments.vllm_max_model_length is None:
+        rng, start = random.Random(0), Progress(0, config.batches)
+        prompts = [config.rewrite(dict(row), rng, start)["prompt"] for row in rows]
+        longest = max(len(ids) for ids in tokenizer(prompts).input_ids)
+        arguments.vllm_max_model_length = min(most, longest + ROOM + config.max_completion_length + 1)
+
+
+def sample(
+    trainer: trl.GRPOTrainer, requests: Sequence[Request], seed: int
+) -> tuple[list[list[int]], list[list[float | None]]]:
+    """Completions by the trainer's weights, with log-probs: at a start None, a ratio of 1 to TRL.
+
+    A first token that some may not be counts as a start: its probability is among the others alone.
+    """
+    vllm = trainer.vllm_generation
+    if trainer.state.global_step != trainer._last_loaded_step:
+        vllm.sync_weights()
+        trainer._last_loaded_step = trainer.state.global_step
+    options = {"top_k": vllm.top_k, "min_p": vllm.min_p or 0.0, "repetition_penalty": vllm.repetition_penalty}
+    engine = VLLMEngine(vllm.llm, trainer._tokenizer, **options | vllm.generation_kwargs)
+    found = engine.generate(requests, Sampling(vllm.temperature, vllm.top_p, seed))
+    log_probs: list[list[float | None]] = []
+    for request, one in zip(requests, found, strict=True):
+        drawn = (one.log_probs or ())[bool(request.never_first) :]
+        log_probs.append([*[None] * (len(one.ids) - len(drawn)), *drawn])
+    return [list(one.ids) for one in found], log_probs
