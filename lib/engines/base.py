@@ -96,9 +96,8 @@ def first_alone(
         for place, one in ((place, requests[place]) for place in places)
     ]
     for place, rest in zip(places, draw(rests), strict=True):
-        first = found[place].log_probs
-        known = first is not None and rest.log_probs is not None
-        found[place] = replace(rest, log_probs=(*first, *rest.log_probs) if known else None)
+        first, others = found[place].log_probs, rest.log_probs
+        found[place] = replace(rest, log_probs=first and others and first + others)
     return found
 
 
