@@ -30,12 +30,12 @@ from lib.measure.evaluation import ask_in_every_format, format_report, probe_acc
 from lib.measure.modes import answer
 from lib.methods import METHODS, MethodConfig
 from lib.methods.fit import fit
-from lib.methods.reference_samples import sample_reference
 from lib.methods.sft import SFTConfig, train_sft
 from lib.policies.adapters import merge_adapter
 from lib.policies.load import CHECKPOINTS, load_policy
 from lib.policies.save import save_policy
 from lib.runs import ROOT, Run, provenance, read_json, start_run, write_atomically, write_json
+from lib.studies.reference_samples import sample_reference
 from lib.studies.thinking_baselines import mixed_rows, sample_modes, shortest_pairs, train_dpo
 from lib.tasks import rollout_table, task_rows
 from lib.thinking import CLOSE, NOTHINKING, read_thinking, thinking_tasks, with_reference
