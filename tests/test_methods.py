@@ -286,7 +286,6 @@ def test_hooks_act_in_training_and_are_off_in_evaluation(base, tmp_path):
     caps = [config.cap(mode, BEGUN) for mode in modes]
     assert all(length <= cap for length, cap in zip(lengths, caps, strict=True))
     assert {6, 9} <= set(lengths) and modes.count("direct") >= 4 and None in modes
-    assert trainer._group.forced == [["direct", "direct", None, None]] * 2
     prompts = trainer.processing_class.batch_decode(batch["prompt_ids"])
     assert all("Human: +1" in prompt for prompt in prompts)
     trainer.model.eval()

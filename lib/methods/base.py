@@ -43,15 +43,13 @@ class Progress(NamedTuple):
 class Group:
     """The responses of one rollout batch, all processes together: `ok` is 1 or 0, `length` counts tokens.
 
-    `mode` is how a response opens, None for no known way; `forced` the mode it was made to open with, None
-    where it was free. Columns of the questions, where the rows have them: the reference model's accuracy
-    and a budget in tokens.
+    `mode` is how a response opens, None for no known way. Columns of the questions, where the rows have
+    them: the reference model's accuracy, and a budget in tokens.
     """
 
-    ok: torch.Tensor  # (B, G), like length, mode and forced
+    ok: torch.Tensor  # (B, G), like length and mode
     length: torch.Tensor
     mode: Modes
-    forced: Modes = ()
     reference: torch.Tensor | None = None  # (B,), like budget
     budget: torch.Tensor | None = None
 

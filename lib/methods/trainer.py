@@ -144,33 +144,28 @@ class MethodTrainer(TrimmingTrainer):
     ) -> list[dict[str, Any]]:
         """What is known of each response of all processes."""
         ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
-        starts = self._starts if self._starts and self.model.training else [None] * len(ids)
         rows = []
-        for row, text, tokens, forced in zip(inputs, texts, ids, starts, strict=True):
+        for row, text, tokens in zip(inputs, texts, ids, strict=True):
             mode = self.reading.mode(tokens, text if isinstance(text, str) else text[0]["content"])
-            found = {"mode": mode, "forced": forced, "tier": row.get("tier"), "tokens/mean": len(tokens)}
+            found = {"mode": mode, "tier": row.get("tier"), "tokens/mean": len(tokens)}
             found |= {"truncated": tokens[-1] not in ends, **self.reading.shares(mode, tokens)}
             rows.append(found | {name: row.get(column) for name, column in COLUMNS.items()})
         return gather_object(rows)
 
     def _grouped(self, rows: Sequence[Mapping[str, Any]], rewards: torch.Tensor) -> Group:
         size, device = self.num_generations, rewards.device
-        modes, forced = (
-            [[row[name] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
-            for name in ("mode", "forced")
-        )
-        values = {name: [row[name] for row in rows[::size]] for name in COLUMNS}
-        columns = {
-            name: torch.tensor(column, device=device, dtype=rewards.dtype)
-            for name, column in values.items()
-            if None not in column
-        }
+        modes = [[row["mode"] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
+        columns = {}
+        for name in COLUMNS:
+            values = [row[name] for row in rows[::size]]
+            if None not in values:
+                columns[name] = torch.tensor(values, device=device, dtype=rewards.dtype)
         length = torch.tensor([row["tokens/mean"] for row in rows], device=device).view(-1, size)
-        return Group(rewards[:, 0].view(-1, size), length, modes, forced, **columns)
+        return Group(rewards[:, 0].view(-1, size), length, modes, **columns)
 
     def _log_rows(self, rows: pd.DataFrame) -> None:
         """Means over all responses, each tier, and each mode that the reading logs apart."""
-        names = [name for name in rows if name not in ("mode", "forced", "tier", *COLUMNS)]
+        names = [name for name in rows if name not in ("mode", "tier", *COLUMNS)]
         parts = [("", rows[names])]
         parts += [(f"{tier}/", group[names]) for tier, group in rows.groupby("tier")]
         for mode in self.reading.split:
