@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,19 +12,15 @@ from lib.engines.base import Completion, Request, Sampling
 from lib.engines.decode import decode
 
 
+@dataclass(eq=False, repr=False)
 class TransformersEngine:
     """Our decode loop, in batches of at most `batch_size` rows and `batch_tokens` tokens, padding counted."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        batch_size: int = 256,
-        batch_tokens: int = 2**17,
-    ):
-        self.model, self.tokenizer = model, tokenizer
-        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    _: KW_ONLY
+    batch_size: int = 256
+    batch_tokens: int = 2**17
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order."""

@@ -11,14 +11,14 @@ import hashlib
 import json
 import os
 import random
-import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import openai
+from anyio.from_thread import start_blocking_portal
 from transformers import PreTrainedTokenizerBase
 
 from lib.engines.base import NEVER, Completion, Request, Sampling, first_alone, request_seeds
@@ -28,9 +28,6 @@ CHARACTERS_PER_TOKEN = 4  # of English text, roughly: for the estimate before th
 NO_USE = (*range(300, 400), 401, 403, 404)  # key, model or address is wrong: every request would fail
 LONGEST_WAIT = 60.0  # seconds
 LARGEST_REPLY = 2**26  # bytes
-
-
-T = TypeVar("T")
 
 
 class ServerError(RuntimeError):
@@ -80,7 +77,8 @@ class ChatServer:
         paths = [Path(self.cache) / f"{_digest(body)}.json" for body in bodies]
         missing = {path: body for path, body in zip(paths, bodies, strict=True) if not path.exists()}
         show(self._estimate(missing.values(), len(set(paths)) - len(missing)))
-        failures = _run_apart(self._fetch_all(missing, show))
+        with start_blocking_portal() as portal:  # a thread: a notebook's own loop is busy; Ctrl-C cancels it
+            failures = portal.call(self._fetch_all, missing, show)
         return [ChatReply(None, failures[path]) if path in failures else _cached(path) for path in paths]
 
     def _estimate(self, bodies: Collection[Mapping[str, Any]], cached: int) -> str:
@@ -184,24 +182,6 @@ def _read_reply(answer: Any) -> dict[str, Any]:
     return {"text": text, "reasoning": reasoning or "", "finish_reason": reason, "usage": answer.get("usage")}
 
 
-def _run_apart(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a thread, since a notebook's own loop is busy; Ctrl-C cancels it at once."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-    task = asyncio.run_coroutine_threadsafe(coroutine, loop)
-
-    async def settle() -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.gather(*others, return_exceptions=True)
-
-    try:
-        return task.result()
-    finally:
-        task.cancel()
-        asyncio.run_coroutine_threadsafe(settle(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-
-
 def _cached(path: Path) -> ChatReply:
     """A reply from the cache. One that was cut off stays so: a larger max_tokens is another request."""
     reply = read_json(path)
@@ -218,6 +198,7 @@ def _digest(body: Mapping[str, Any]) -> str:
 # ---- token ids in, token ids out ---------------------------------------------------------------
 
 
+@dataclass(eq=False, repr=False)
 class ServerEngine:
     """An engine behind `/v1/completions`, as vLLM, SGLang and llama.cpp serve it.
 
@@ -226,25 +207,22 @@ class ServerEngine:
     keep what was generated.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        key: str | None = None,
-        as_text: bool = False,
-        workers: int = 32,
-        timeout: float = 600.0,
-        retries: int = 5,
-    ):
-        self.url, self.model, self.tokenizer = url, model, tokenizer
-        self.as_text, self.workers = as_text, workers
+    url: str
+    model: str
+    tokenizer: PreTrainedTokenizerBase
+    _: KW_ONLY
+    key: str | None = None
+    as_text: bool = False
+    workers: int = 256  # requests at once, which vLLM puts into batches
+    timeout: float = 600.0
+    retries: int = 5
+
+    def __post_init__(self) -> None:
         self.client = openai.OpenAI(
-            base_url=url,
-            api_key=key or "none",
-            timeout=timeout,
-            max_retries=retries,
+            base_url=self.url,
+            api_key=self.key or "none",
+            timeout=self.timeout,
+            max_retries=self.retries,
             http_client=openai.DefaultHttpxClient(follow_redirects=False),  # the key is for this server
         )
 
