@@ -125,7 +125,7 @@ def wide(tmp_path_factory):
     return str(folder)
 
 
-SMALL = ("--max-model-len", "256", "--gpu-memory-utilization", "0.2")
+SMALL = ("--max-model-len", "auto", "--gpu-memory-utilization", "0.2")
 
 
 def test_a_real_server_gives_what_transformers_gives(wide, tmp_path, monkeypatch):

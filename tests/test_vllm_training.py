@@ -4,11 +4,13 @@ Run by `make test-vllm`; its CPU build stands for vLLM on a card (see tests/vllm
 """
 
 import gc
+import json
 
 import pytest
 import torch
 
 from lib.dial import dial_tasks, dial_tokenizer, new_dial_model
+from lib.engines import launch
 from lib.methods import METHODS
 from lib.methods.fit import build, fit
 from lib.policies.save import save_policy
@@ -87,6 +89,23 @@ def test_adapters_reach_vllm(base, tmp_path):
     assert len(gaps(trainer)) == 3 and max(gaps(trainer)) < 1e-3
     moved = [value.abs().max() for key, value in trainer.model.state_dict().items() if "lora_B" in key]
     assert max(moved) > 0
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_have_an_engine_each_whether_weights_are_sharded_or_not(base, tmp_path):
+    config, logged = tiny("adaptthink", base, micro_batch_size=4), {}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in rows_for(config)))
+    for kind in ("ddp", "fsdp2"):
+        call = {"config": config.as_json(), "rows": str(rows), "folder": str(tmp_path / kind)}
+        facts = launch.run("lib.methods.fit:train", call, num_processes=2, accelerate_config=kind)
+        assert (facts["steps"], facts["processes"]) == (3, 2)
+        logged[kind] = [row for row in Run(tmp_path / kind, {}).metrics() if "loss" in row]
+        print(kind, [row[GAP] for row in logged[kind]])
+        assert max(row[GAP] for row in logged[kind]) < 1e-3
+    for name in ("loss", "tokens/mean", "grad_norm"):
+        one, other = ([row[name] for row in logged[kind]] for kind in ("ddp", "fsdp2"))
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-6), name
 
 
 def rollout(trainer):

@@ -12,6 +12,7 @@ import trl
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from lib.engines.vllm import import_vllm
 from lib.methods import from_json
 from lib.methods.base import MethodConfig
 from lib.methods.callbacks import RunCallback
@@ -68,6 +69,8 @@ def build(
             raise ValueError(f"{config.name} needs rows with a column {name!r}")
     set_seed(config.seed)
     arguments = training_arguments(config, run.checkpoint, watched=len(validation_rows))
+    if arguments.use_vllm:
+        import_vllm()  # before anything loads
     model, tokenizer = load_trainable(config)
     if arguments.use_vllm:
         most = model.config.max_position_embeddings

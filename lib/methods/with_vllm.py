@@ -14,7 +14,7 @@ import trl
 from transformers import PreTrainedTokenizerBase
 
 from lib.engines.base import Request, Sampling
-from lib.engines.vllm import VLLMEngine, import_vllm
+from lib.engines.vllm import VLLMEngine
 from lib.methods.base import MethodConfig, Progress
 
 OPTIONS = {
@@ -33,7 +33,6 @@ def set_context(
     most: int,
 ) -> None:
     """Unless it is set: what the longest prompt and its response need, or `most`."""
-    import_vllm()
     if arguments.vllm_max_model_length is None:
         rng, start = random.Random(0), Progress(0, config.batches)
         prompts = [config.rewrite(dict(row), rng, start)["prompt"] for row in rows]

@@ -1,8 +1,10 @@
 """What vLLM's CPU build needs so that it can stand for vLLM on a card. Put this folder on PYTHONPATH.
 
-vLLM loads it as a plugin in every process, since the dist-info folder beside it says so. It needs no GPU, and
-on one it must not be there.
+vLLM loads it as a plugin in every process, since the dist-info folder beside it says so. conftest.py puts it
+there, and PYTHONPATH=$PWD/tests/vllm_cpu does for a dry run. On a machine with a card it must not be there.
 """
+
+import os
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -16,6 +18,7 @@ HEAD_SIZE = 32  # the smallest that the CPU's attention has
 
 def register():
     """Called by vLLM before it makes an engine."""
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     import torch
     import vllm.engine.arg_utils as arguments
     import vllm.model_executor.layers.utils as layers
