@@ -7,6 +7,7 @@ matrix product, which may change with the size of a batch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -33,8 +34,9 @@ def decode(
     """One completion for each request, in order; each ends with one of `ends` or at its own length.
 
     A batch holds at most `batch_size` rows and `batch_tokens` tokens, those that may still be drawn counted,
-    or one row.
+    or one row; fewer where an accelerator has less room.
     """
+    batch_tokens = min(batch_tokens, room_for_tokens(model))
     found: dict[int, Completion] = {}
     seeds = request_seeds(requests, sampling.seed)
     sizes = [len(one.prompt_ids) + len(one.forced_ids) + one.max_new_tokens for one in requests]
@@ -43,6 +45,18 @@ def decode(
         streams = [np.random.default_rng(seeds[place]) for place in places]
         found |= dict(zip(places, batch.run(sampling, streams, ends), strict=True))
     return [found[place] for place in range(len(requests))]
+
+
+def room_for_tokens(model: PreTrainedModel) -> int:
+    """Tokens whose keys and values take half of what is free on the model's accelerator; else no limit."""
+    if model.device.type != "cuda":
+        return sys.maxsize
+    free = torch.cuda.mem_get_info(model.device)[0]
+    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * model.dtype.itemsize
+    return free // 2 // per_token
 
 
 def by_tokens(sizes: Sequence[int], tokens: int, rows: int | None = None) -> list[list[int]]:
