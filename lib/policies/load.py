@@ -71,7 +71,8 @@ def load_policy(
         # in eval mode: rounded to bfloat16, and with an error where a width is no multiple of 64.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model.to(device).eval(), tokenizer
+    # What is to be sharded stays here: whole, it may not fit on a device.
+    return (model if sharded_by() else model.to(device)).eval(), tokenizer
 
 
 def sharded_by() -> str:
