@@ -18,6 +18,7 @@ from lib.methods.adaptthink import AdaptThink
 from lib.methods.sft import SFTConfig
 from lib.runs import Run, write_rows
 from lib.tasks import task_rows
+from lib.thinking import OPEN
 
 pytestmark = pytest.mark.slow  # four trainings each, with two processes
 
@@ -51,12 +52,16 @@ def on_the_cpu(monkeypatch):
 def rows(tmp_path):
     """Files of questions for RL, and of responses for SFT."""
     tasks = dial_tasks(24, split="train", seed=0, depths=[1, 2, 4])
-    questions = [row | {"reference_accuracy": 0.5} for row in task_rows(tasks)]
+    questions = task_rows(tasks)
+    thinking = [
+        row | {"prompt": f"{row['prompt']}{OPEN}", "reference_accuracy": 0.5} for row in task_rows(tasks)
+    ]
     responses = [
         {"prompt": question.prompt, "completion": gold_response(question, format)}
         for question, format in zip(sample_questions(48, seed=0), [*ReasoningFormat] * 12, strict=True)
     ]
-    files = {"questions": questions, "watched": questions[:4], "responses": responses, "held": responses[:8]}
+    files = {"questions": questions, "thinking": thinking, "watched": thinking[:4]}
+    files |= {"responses": responses, "held": responses[:8]}
     for name, lines in files.items():
         write_rows(tmp_path / f"{name}.jsonl", lines)
     return lambda name: str(tmp_path / f"{name}.jsonl")
@@ -73,8 +78,9 @@ def train(rows, tmp_path):
             call |= {"sft": vars(SFTS[name]), "rows": rows("responses"), "validation_rows": rows("held")}
             given = {"train": "lib.methods.sft:train", "call": call}
         else:
-            call |= {"config": METHODS[name].as_json(), "rows": rows("questions")}
-            call |= {"validation_rows": rows("watched")} if METHODS[name].eval_every else {}
+            thinks = name == "adaptthink"
+            call |= {"config": METHODS[name].as_json(), "rows": rows("thinking" if thinks else "questions")}
+            call |= {"validation_rows": rows("watched")} if thinks else {}
             given = {"train": "lib.methods.fit:train", "call": call}
         facts = run("launch_functions:trained", given, num_processes=2, accelerate_config=parallel)
         result = Run(Path(call["folder"]), {})
@@ -113,6 +119,13 @@ def test_sharded_training_is_that_of_ddp_and_resumes(name, train, monkeypatch):
     gaps = metric_gap(losses, sharded_losses), gap(weights, sharded_weights)
     print(f"FSDP2, resumed, - DDP: metrics {gaps[0]:.1e}, weights {gaps[1]:.1e}")
     assert gaps[0] < 1e-4 and gaps[1] < 1e-5
+
+
+def test_processes_whose_rows_begin_otherwise_wait_for_one_another(train, monkeypatch):
+    """One of four skips: a process has rows of both kinds, the other of one."""
+    uneven = {"prompts": 1, "micro_batch_size": 2, "nothinking_ratio": 0.25, "force_start": False}
+    monkeypatch.setitem(METHODS, "adaptthink", AdaptThink.cpu("dial-thinker", **SMALL | uneven))
+    assert train("adaptthink", "fsdp2", "uneven")[0]["steps"] == 3
 
 
 def test_a_resumed_run_is_the_straight_one_bit_by_bit(train, monkeypatch):

@@ -21,6 +21,7 @@ from lib.methods.training import last_checkpoint
 from lib.policies.save import save_policy
 from lib.runs import Run, write_json, write_rows
 from lib.tasks import task_rows
+from lib.thinking import OPEN
 
 MOMENTS = int(os.environ.get("KILLS", "4"))  # KILLS=10: ten
 COMMAND = "import json, sys; from lib.engines.launch import run; print(run(**json.load(open(sys.argv[1]))))"
@@ -31,7 +32,8 @@ STEPS = 12
 def questions():
     """An untrained model learns from any bonus."""
     tasks = dial_tasks(24, split="train", seed=0, depths=[1, 2])
-    return [row | {"reference_accuracy": 0.25} for row in task_rows(tasks)]
+    more = {"reference_accuracy": 0.25}
+    return [row | more | {"prompt": f"{row['prompt']}{OPEN}"} for row in task_rows(tasks)]
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_every_parameter_has_a_rule():
     for stem, parameter in EACH:
         assert parameter.rule or parameter.type in ("bool", "dict"), f"{stem}: {parameter.name}"
         for relation in parameter.relations:
-            assert relation.split()[0] in ("needs", "divides", "multiple")
+            assert relation.split()[0] in ("needs", "divides", "multiple", "not")
 
 
 @pytest.mark.parametrize(("stem", "parameter", "value"), CASES)
@@ -180,3 +180,13 @@ def test_a_rule_is_read_as_it_is_written(type_name, rule, good, bad):
     annotation = rules.annotation(type_name, rule)
     assert not [value for value in good if list(faults("x", annotation, value))]
     assert not [value for value in bad if not list(faults("x", annotation, value))]
+
+
+@pytest.mark.parametrize("stem", ["02_qlora_sft", "03_ada_grpo", "05_adaptthink"])
+def test_how_processes_share_a_model_is_one_of_the_configurations(stem):
+    (parallel,) = (parameter for parameter in DECLARED[stem] if parameter.name == "PARALLEL")
+    files = (NOTEBOOKS / "profiles" / "accelerate").glob("*.yaml")
+    assert set(parallel.rule.split(" | ")) == {"empty", *(file.stem for file in files)}
+    made = plan(PATHS[stem], "cpu", {"WEIGHTS": "qlora", "PARALLEL": "fsdp2"})
+    assert any("PARALLEL='fsdp2' does not go with WEIGHTS='qlora'" in fault for fault in made.check())
+    assert not list(plan(PATHS[stem], "cpu", {"WEIGHTS": "qlora", "PARALLEL": "zero2"}).check())

@@ -10,7 +10,8 @@
     real model               the same without the shipped ones
 
 What depends on other parameters follows after a comma: `needs TEACHER_URL` (useless without it),
-`divides PROMPTS * 8`, `multiple of 2`. In a list the rule holds for every element, and there is at least one.
+`divides PROMPTS * 8`, `multiple of 2`, `not fsdp2 zero3 with WEIGHTS qlora`. In a list the rule holds for
+every element, and there is at least one.
 """
 
 from __future__ import annotations
@@ -102,6 +103,11 @@ def dependency_fault(relation: str, name: str, values: Mapping[str, Any]) -> str
     if word == "needs":
         useless = value not in ("", None) and values[on] in ("", "dial", ["dial"], None, False)
         return f"{name}={value!r} is useless: it needs {on}, which is {values[on]!r}" if useless else None
+    if word == "not":
+        refused, _, other = on.partition(" with ")
+        beside, choice = other.split()
+        clash = value in refused.split() and values[beside] == choice
+        return f"{name}={value!r} does not go with {beside}={choice!r}" if clash else None
     if word == "divides":
         whole = eval(on, {"__builtins__": {}}, dict(values))
         return f"{name} must divide {on} = {whole:g}, got {value!r}" if whole % value else None

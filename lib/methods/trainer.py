@@ -32,6 +32,7 @@ class MethodTrainer(TrimmingTrainer):
         self.method, self.reading = method, reading
         self._name, self._tag_names = method.name, ["trl", "grpo", method.name.replace("_", "-")]
         self._starts: list[str | None] | None = None  # of this process's responses
+        self._all_starts: dict[str | None, None] = {}  # of all processes: each once
         self._loss_inputs: dict[str, Any] | None = None  # while TRL's loss is computed
         super().__init__(**named)
         for row in self.train_dataset.select(range(min(100, len(self.train_dataset)))):
@@ -54,7 +55,8 @@ class MethodTrainer(TrimmingTrainer):
         if not self.model.training:
             return plain(prompt_ids, *more, **named)
         self._starts = starts = self._draw_starts(len(prompt_ids))
-        if set(starts) == {None}:
+        self._all_starts = dict.fromkeys(gather_object(starts))
+        if set(self._all_starts) == {None}:
             found, log_probs = plain(prompt_ids, *more, **named)
             return self._cut(found, log_probs)
         if self.use_vllm or self._ours():
@@ -62,9 +64,12 @@ class MethodTrainer(TrimmingTrainer):
             drawn = sample(self, requests, draw_seed()) if self.use_vllm else (self._decode(requests), None)
             return self._cut(*drawn)
         completions: list[list[int]] = [[] for _ in prompt_ids]
-        for start in dict.fromkeys(starts):
+        for (
+            start
+        ) in self._all_starts:  # a process without such rows draws one more: the others need its shard
             rows = [row for row, wanted in enumerate(starts) if wanted == start]
-            for row, ids in zip(rows, self._continue([prompt_ids[row] for row in rows], start), strict=True):
+            made = self._continue([prompt_ids[row] for row in rows or [0]], start)
+            for row, ids in zip(rows, made, strict=False):
                 completions[row] = ids
         return completions, None
 
@@ -194,7 +199,7 @@ class MethodTrainer(TrimmingTrainer):
             mine = slice(self.accelerator.process_index * len(inputs), None)
             batch["advantages"] = self._advantages(batch["completion_ids"].shape[1], mine)[: len(inputs)]
         suppressed = training and any(
-            self.reading.opening(start).never for start in set(self._starts or []) if start is not None
+            self.reading.opening(start).never for start in self._all_starts if start is not None
         )
         if self.reading.watched and (suppressed or not training):
             name, token = self.reading.watched
