@@ -15,6 +15,7 @@ Why not pydantic: it reads True as the choice 1, and says of what is allowed onl
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 import types
 import typing
@@ -31,6 +32,7 @@ _NOUNS: dict[Any, str] = {
     types.NoneType: "None",
     ...: "...",
 }
+TRACKERS = ("none", "tensorboard", "trackio", "wandb")  # known to work; others go by their package's name
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,16 @@ def allowed(annotation: Any) -> str:
     if choices := [repr(choice) for choice in _choices(annotation)]:
         return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
     return _NOUNS.get(origin) or f"a {getattr(origin, '__name__', origin)}"
+
+
+def tracker_fault(report_to: Any) -> str | None:
+    """What is wrong with a trainer's `report_to`: a tracker that is not installed; nothing is imported."""
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if name != "none" and not any(p.isidentifier() and importlib.util.find_spec(p) for p in packages):
+            advice = f"pip install it, or choose of {', '.join(TRACKERS)}"
+            return f"report_to={name!r}: there is no such package here{close(name, TRACKERS) or ';'} {advice}"
+    return None
 
 
 def close(word: Any, known: Iterable[Any]) -> str:

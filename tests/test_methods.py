@@ -7,6 +7,8 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from lib.checked import Range
 from lib.dial import dial_tasks, dial_tokenizer, new_dial_model
@@ -17,7 +19,7 @@ from lib.methods.grpo import GRPO, group_relative_advantages
 from lib.methods.sft import SFTConfig
 from lib.methods.training import load_trained
 from lib.policies.save import save_policy
-from lib.runs import Run
+from lib.runs import Run, start_run
 from lib.tasks import task_rows
 from lib.thinking import NOTHINKING, THINKING, thinking_tasks
 
@@ -292,3 +294,24 @@ def test_hooks_act_in_training_and_are_off_in_evaluation(base, tmp_path):
     batch = trainer._generate_and_score_completions(inputs)
     assert batch["completion_mask"].sum(1).max() == 12
     assert not any("Human: +1" in p for p in trainer.processing_class.batch_decode(batch["prompt_ids"]))
+
+
+def test_a_tracker_that_is_not_installed_is_refused_and_one_that_is_gets_the_run_s_name(
+    base, tmp_path, monkeypatch
+):
+    """A package that does nothing stands for a tracker: what it is told is what our code passes on."""
+    with pytest.raises(ValueError, match=r"report_to='wandbb': there is no such package here; did you mean"):
+        replace(tiny("grpo", "cpu", base), trainer={"report_to": "wandbb"})
+    (tmp_path / "mytracker").mkdir()
+    (tmp_path / "mytracker" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    told = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            told.append((args.project, args.run_name, "accuracy" in logs))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "mytracker", Tracker)
+    config = replace(tiny("grpo", "cpu", base), trainer={"report_to": "mytracker"})
+    fit(config, rows_for(config), start_run("03_x", "cpu", {}))
+    assert told[0] == ("adaptive-reasoning", "cpu/03_x", True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import nbformat
 
-from lib.checked import allowed, faults, raise_faults
+from lib.checked import allowed, faults, raise_faults, tracker_fault
 from lib.course import rules
 from lib.course.notebooks import NOTEBOOKS, CourseError, code_cells
 from lib.runs import Run, start_run
@@ -109,6 +109,9 @@ def value_faults(
             yield fault + _advice(parameter, values[parameter.name])
         if not found:
             sound.add(parameter.name)
+            options = values[parameter.name] if parameter.type == "dict" else {}
+            if missing := tracker_fault(options.get("report_to")):
+                yield f"{where}: {missing}"
     if sound == set(values):
         for parameter in parameters:
             broken = (rules.dependency_fault(word, parameter.name, values) for word in parameter.relations)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 import torch
 import trl
 
-from lib.checked import Range, check_fields, close, faults, raise_faults
+from lib.checked import Range, check_fields, close, faults, raise_faults, tracker_fault
 from lib.verify import Rules
 
 Modes = Sequence[Sequence[str | None]]
@@ -126,7 +126,10 @@ class TrainingConfig:
             elif name not in known:
                 yield f"{where}: {self.arguments.__name__} has no option {name!r}{close(name, known)}"
             else:
-                yield from faults(f"{where}[{name!r}]", hints[name], value)
+                found = list(faults(f"{where}[{name!r}]", hints[name], value))
+                if not found and name == "report_to" and (fault := tracker_fault(value)):
+                    found = [f"{where}: {fault}"]
+                yield from found
 
     @property
     def options(self) -> dict[str, Any]:

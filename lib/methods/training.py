@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 import warnings
@@ -21,16 +22,21 @@ from lib.methods.base import TrainingConfig
 from lib.methods.callbacks import NothingLeftError, RunCallback
 from lib.policies.adapters import add_lora, merge_adapter, start_embeddings
 from lib.policies.load import fingerprint, load_policy, load_tokenizer, quiet
-from lib.runs import Run, digest, is_first_process, peak_memory_mb
+from lib.runs import Run, digest, is_first_process, peak_memory_mb, runs_folder
 
 Rows = Sequence[Mapping[str, Any]]
 Facts = dict[str, Any]
+PROJECT = "adaptive-reasoning"  # where trackers gather the runs
 
 # ---- build -------------------------------------------------------------------------------------
 
 
 def trainer_arguments(config: TrainingConfig, folder: Path, batch_size: int, **options: Any) -> Any:
-    """The configuration as TRL writes it, with steps of `batch_size` responses over all processes."""
+    """The configuration as TRL writes it, with steps of `batch_size` responses over all processes.
+
+    A tracker that `trainer` names finds the run under its folder's name, in one project.
+    """
+    os.environ.setdefault("WANDB_PROJECT", PROJECT)  # wandb's callback looks nowhere else
     accelerated = torch.accelerator.is_available()
     shared = {
         **config.options,
@@ -42,12 +48,20 @@ def trainer_arguments(config: TrainingConfig, folder: Path, batch_size: int, **o
         "data_seed": config.seed,
         "ddp_find_unused_parameters": False,
         "report_to": "none",
+        "project": PROJECT,
+        "run_name": _run_name(folder.parent),
         "disable_tqdm": True,
     }
     arguments = config.arguments(**shared | options | dict(config.trainer))
     steps = accumulation_steps(batch_size, config.micro_batch_size, arguments.world_size)
     arguments.gradient_accumulation_steps = steps
     return arguments
+
+
+def _run_name(folder: Path) -> str:
+    """A run folder as trackers show it: smoke/03_ada_grpo/grpo."""
+    inside = folder.is_relative_to(runs_folder())
+    return folder.relative_to(runs_folder()).as_posix() if inside else folder.name
 
 
 def accumulation_steps(batch_size: int, micro_batch_size: int, processes: int) -> int:
