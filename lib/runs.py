@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -36,6 +36,10 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", 
 
 class RunFolderError(OSError):
     """A run folder cannot be written or read; the message names the path and the remedy."""
+
+
+class HeldError(RunFolderError):
+    """Another process is at work where this one would begin."""
 
 
 class CheckpointError(RuntimeError):
@@ -95,16 +99,32 @@ class Run:
         return rows
 
     def keep_rollouts(self, name: str, rollouts: Iterable[Rollout]) -> None:
-        """Write the rollouts of one measurement to rollouts/<name>.jsonl."""
-        write_rows(self._rollouts(name), map(asdict, rollouts))
+        """Write the rollouts of one measurement to rollouts/<name>.parquet, a tenth of their size as text.
+
+        A character that UTF-8 does not have, as in a reply that was cut within one, becomes a "?".
+        """
+        import pyarrow as pa  # here, since whoever only opens a run folder need not wait for it
+        from pyarrow import parquet
+
+        rows = [
+            {
+                field: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+                for field, value in asdict(rollout).items()
+            }
+            for rollout in rollouts
+        ]
+        buffer = pa.BufferOutputStream()
+        parquet.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+        write_atomically(self._rollouts(name), buffer.getvalue().to_pybytes())
 
     def read_rollouts(self, name: str) -> list[Rollout]:
         """The rollouts that were kept under this name."""
-        with self._rollouts(name).open(encoding="utf-8") as lines:
-            return [Rollout(**json.loads(line)) for line in lines]
+        from pyarrow import parquet
+
+        return [Rollout(**row) for row in parquet.ParquetFile(self._rollouts(name)).read().to_pylist()]
 
     def _rollouts(self, name: str) -> Path:
-        return self.folder / "rollouts" / f"{name}.jsonl"
+        return self.folder / "rollouts" / f"{name}.parquet"
 
     def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write metrics.json, the result of the run, and give it back."""
@@ -142,18 +162,10 @@ class Run:
         """Mark the training in checkpoint/ as finished; `claim` with the same settings gives `facts` back."""
         write_json(self.checkpoint / "finished.json", provenance(facts=dict(facts)))
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the folder against other processes; RunFolderError where one trains in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderError(
-                    f"Another process trains in {self.folder}: wait for it, or name this run (RUN_NAME)."
-                ) from None
-            yield
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the folder against other processes; HeldError where one trains in it."""
+        remedy = "wait for it, or name this run (RUN_NAME)."
+        return held(self.folder / ".lock", f"Another process trains in {self.folder}: {remedy}")
 
     def _settings(self) -> dict[str, Any]:
         path = self.checkpoint / "config.json"
@@ -203,6 +215,20 @@ def start_run(notebook: str, profile: str, config: Mapping[str, Any], name: str 
     return Run(folder, config)
 
 
+@contextmanager
+def held(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file against other processes; HeldError with `refusal` where one has it."""
+    with _explained(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HeldError(refusal) from None
+        yield
+
+
 def digest(value: Any) -> str:
     """A short hash of anything that JSON can hold, tensors too, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, default=lambda tensor: tensor.detach().cpu().tolist())
@@ -241,14 +267,14 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
     return str(path)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write text beside the target and rename it: the old file or the new one, never half of one."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write text or bytes beside the target and rename it: the old file or the new one, never half of one."""
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)

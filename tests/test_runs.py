@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -240,7 +241,12 @@ def test_rollouts_are_kept_and_read(private_runs):
         Rollout("t/1", sample=i, seed=0, text=text, tokens=9, truncated=False, **facts)
         for i, text in enumerate(texts)
     ]
-    run.keep_rollouts("test", rollouts)
-    assert run.read_rollouts("test") == rollouts
+    for kept in (rollouts, []):
+        run.keep_rollouts("test", kept)
+        assert run.read_rollouts("test") == kept
+    odd = replace(rollouts[0], text="cut \ud83d", answer=None, format=None, agreed=True)
+    run.keep_rollouts("test", [odd])
+    (read,) = run.read_rollouts("test")
+    assert (read.text, read.answer, read.agreed, read.truncated) == ("cut ?", None, True, False)
     runs.start_run("nb", "cpu", {"seed": 1})
     assert not (run.folder / "rollouts").exists(), "another configuration has rollouts of its own"
