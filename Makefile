@@ -18,7 +18,7 @@ READY := .venv/ready
 VLLM_READY := .venv-vllm/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help course plan dry-run reference test test-vllm lab lint lock stamp clean
+.PHONY: help course plan dry-run sweep reference test test-vllm lab lint lock stamp clean
 
 help:  ## Say what there is
 	@echo "make course [PROFILE=cpu|smoke]   execute every notebook into runs/<profile>/"
@@ -28,6 +28,7 @@ help:  ## Say what there is
 	@echo "make lint                         check style (notebooks included), floors and types"
 	@echo "make plan PROFILE=single_gpu [MACHINE=24gb]   does it fit, stage by stage, and how long does it take"
 	@echo "make dry-run PROFILE=single_gpu   the same with a random model and local rows: no GPU, no download"
+	@echo "make sweep FILE=notebooks/sweeps/rates.yaml   one notebook, many values, one table"
 	@echo "make reference ARGS=\"02 qlora\"   make one of the runs behind the published numbers again"
 	@echo "make stamp                        put the outputs of the last cpu run into notebooks/"
 	@echo "make lock                         write the installed versions to requirements.lock and requirements-vllm.lock"
@@ -42,7 +43,10 @@ plan: $(READY)
 		$(if $(MACHINE),--machine $(MACHINE)) $(ARGS)
 
 dry-run: $(READY)
-	@$(BIN)/python -m lib.course --profile $(if $(filter cpu,$(PROFILE)),single_gpu,$(PROFILE)) --dry-run $(ARGS)
+	@$(BIN)/python -m lib.studies.dry_run --profile $(if $(filter cpu,$(PROFILE)),single_gpu,$(PROFILE)) $(ARGS)
+
+sweep: $(READY)
+	@$(BIN)/python -m lib.studies.sweep $(FILE) $(ARGS)
 
 reference: $(READY)
 	@$(BIN)/python -m lib.studies.trainings $(ARGS)

@@ -1,59 +1,15 @@
-"""Chat servers on this machine: one that answers as a test tells it to, and `transformers serve`."""
+"""`transformers serve` on this machine; one that answers as a test tells it to is `lib.studies.stand_in`."""
 
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from lib.studies.stand_in import completion, serving
 
-def completion(text, **choice):
-    return {
-        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}]
-    }
-
-
-@contextmanager
-def serving(answer):
-    """A server; `answer(prompt, attempt)` gives (status, body, *headers). Yields url, calls and server."""
-    calls, lock = Counter(), threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            prompt = request["messages"][-1]["content"]
-            with lock:
-                calls[prompt] += 1
-                attempt = calls[prompt]
-            server.seen = {"path": self.path, "authorization": self.headers.get("Authorization"), **request}
-            status, body, *headers = answer(prompt, attempt)
-            body = body if isinstance(body, bytes) else json.dumps(body).encode()
-            try:
-                self.send_response(status)
-                for name, value in (*headers, ("Content-Length", str(len(body)))):
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # the client gave up waiting
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.seen = {}
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", calls, server
-    finally:
-        server.shutdown()
-        server.server_close()
+__all__ = ["completion", "serving", "transformers_serving"]
 
 
 @contextmanager

@@ -196,15 +196,6 @@ def test_a_run_with_other_parameters_is_not_stamped(folder):
         stamp(path)
 
 
-def test_a_dry_run_lays_small_sizes_over_a_profile(folder):
-    path = write(folder, "00_a", USES)
-    profile(folder, "single_gpu", "00_a", STEPS=1000, RATE=2e-4)
-    profile(folder, "dry_run", "00_a", STEPS=2)
-    given = plan(path, "single_gpu", {}, dry_run=True).given
-    assert given == {"STEPS": 2, "RATE": 2e-4, "PROFILE": "single_gpu_dry_run"}
-    assert plan(path, "single_gpu", {}).given["STEPS"] == 1000
-
-
 def test_notebooks_run_side_by_side_and_none_begins_after_a_failure(folder, private_runs):
     """Two meet: each waits for the other's file. One fails beside a neighbour, which ends only after that."""
     meet = (

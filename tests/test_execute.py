@@ -40,25 +40,6 @@ def test_notebook_01_builds_its_set_from_rows_of_a_dataset_too(tmp_path, private
     assert 0 < len(kept) <= 80
 
 
-PROFILES = NOTEBOOKS / "profiles"
-DRY = [
-    (profile, overlay.stem)
-    for profile in ("single_gpu", "multi_gpu")
-    for overlay in sorted((PROFILES / "dry_run").glob("*.yaml"))
-    if (PROFILES / profile / overlay.name).exists()
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("profile", "name"), DRY)
-def test_a_notebook_runs_dry_under_the_profiles_for_real_models(profile, name, private_runs, monkeypatch):
-    """A random model of the real architecture and local rows; two processes where the profile has several."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    several = {"NUM_PROCESSES": 2} if profile == "multi_gpu" and name.startswith(("02", "03")) else {}
-    outcomes = run_course(profile=profile, only=[name], overrides=several, dry_run=True)
-    assert [outcome.status for outcome in outcomes] == ["ok"]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path", sorted((NOTEBOOKS / "solutions").glob("*.ipynb")), ids=lambda path: path.stem

@@ -17,7 +17,6 @@ from lib.course.stamp import stamp
 from lib.runs import ROOT, RunFolderError
 
 _FLAGS = {
-    "--dry-run": "small sizes, a random model and local rows in place of the profile's: does it run?",
     "--again": "repeat notebooks that were finished before",
     "--list": "list notebooks and parameters, run nothing",
     "--stamp": "put the outputs of the last cpu run into notebooks/",
@@ -74,12 +73,11 @@ def _run(options: argparse.Namespace) -> int:
         only=options.only,
         start=options.start,
         overrides=dict(assignment(text) for text in options.set),
-        dry_run=options.dry_run,
         again=options.again,
         jobs=options.jobs if options.jobs is not None else _default_jobs(options),
     )
     print(f"\n{table(outcomes)}")
-    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+    return 1 if any(outcome.failed for outcome in outcomes) else 0
 
 
 def _default_jobs(options: argparse.Namespace) -> int:
@@ -88,7 +86,7 @@ def _default_jobs(options: argparse.Namespace) -> int:
 
 
 def _is_real(options: argparse.Namespace) -> bool:
-    return options.profile not in (DEFAULT_PROFILE, "smoke") and not options.dry_run
+    return options.profile not in (DEFAULT_PROFILE, "smoke")
 
 
 def _fits(options: argparse.Namespace) -> bool:

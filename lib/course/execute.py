@@ -14,7 +14,7 @@ import nbformat
 from lib.course.notebooks import clock, own_cells
 from lib.runs import peak_memory_mb
 
-_running: dict[str, str] = {}  # notebook: how far it is
+_running: dict[str, str] = {}  # folder of a run: how far it is
 
 
 def papermill(
@@ -32,14 +32,14 @@ def papermill(
                 break
             if stop.is_set():
                 child.terminate()
-            _live(path.stem, time.monotonic() - begun, expected)
+            _live(output.parent.name, time.monotonic() - begun, expected)
             time.sleep(0.5)
     child.returncode = os.waitstatus_to_exitcode(status)
-    _live_end(path.stem)
+    _live_end(output.parent.name)
     return child.returncode, time.monotonic() - begun, peak_memory_mb(usage)
 
 
-def explain_failure(path: Path, output: Path, code: int) -> str:
+def explain_failure(name: str, output: Path, code: int) -> str:
     """Say which cell failed, with its first line and the last lines of the error."""
     if output.exists():
         executed = nbformat.read(output, as_version=4)
@@ -48,14 +48,14 @@ def explain_failure(path: Path, output: Path, code: int) -> str:
                 if shown.output_type == "error":
                     first = cell.source.strip().splitlines()[0]
                     return (
-                        f"{path.stem}  FAILED in cell {number} ({first}):\n"
+                        f"{name}  FAILED in cell {number} ({first}):\n"
                         f"    {shown.ename}: {shown.evalue}\n"
                         f"The executed notebook, with the traceback, is {output}. What was finished is kept; "
                         f"mend the cause and run the same command again."
                     )
     log = (output.parent / "papermill.log").read_text(encoding="utf-8")
     tail = "\n    ".join(log.strip().splitlines()[-5:])
-    return f"{path.stem}  FAILED before or outside a cell (papermill ended with code {code}):\n    {tail}"
+    return f"{name}  FAILED before or outside a cell (papermill ended with code {code}):\n    {tail}"
 
 
 def _live(name: str, elapsed: float, expected: float | None) -> None:

@@ -15,7 +15,6 @@ from lib.course.notebooks import CourseError
 from lib.runs import located, run_folder
 
 DEFAULT_PROFILE = "cpu"  # the values written in the notebooks themselves
-DRY_RUN = "dry_run"
 
 
 @dataclass
@@ -33,6 +32,11 @@ class Plan:
     @property
     def values(self) -> dict[str, Any]:
         return {p.name: self.given.get(p.name, p.default) for p in self.parameters}
+
+    @property
+    def name(self) -> str:
+        """The notebook, with the run's name where it has one."""
+        return "/".join(filter(None, [self.path.stem, self.values.get("RUN_NAME")]))
 
     @property
     def folder(self) -> Path:
@@ -58,6 +62,12 @@ class Plan:
             else:
                 self.given[name], self.origin[name] = value, where
 
+    def override(self, values: Mapping[str, Any]) -> None:
+        """Take over what `--set` names; a name that this notebook does not declare is meant for others."""
+        for name in values:
+            if name in {parameter.name for parameter in self.parameters}:
+                self.give({name: values[name]}, f"{self.path.name}, --set {name}")
+
     def check(self, made: Sequence[str] | None = None) -> Iterator[str]:
         """All faults; with `made`, folders that will be there, also what its values name and is not there."""
         yield from self.faults
@@ -75,22 +85,18 @@ class Plan:
             yield f"{self.path.name}: {error}"
 
 
-def plan(path: Path, profile: str, overrides: Mapping[str, Any], *, dry_run: bool = False) -> Plan:
-    """A notebook's values: the profile's file, over it the file of `dry_run` in a dry run, then `--set`."""
-    place = f"{profile}_{DRY_RUN}" if dry_run else profile
-    made = Plan(path, place, read_parameters(path))
-    for layer in [*([profile] if profile != DEFAULT_PROFILE else []), *([DRY_RUN] if dry_run else [])]:
-        file = _folder(path.parent / "profiles", layer) / f"{path.stem}.yaml"
+def plan(path: Path, profile: str, overrides: Mapping[str, Any]) -> Plan:
+    """A notebook's values: the profile's file, and over it `--set`."""
+    made = Plan(path, profile, read_parameters(path))
+    if profile != DEFAULT_PROFILE:
+        file = _folder(path.parent / "profiles", profile) / f"{path.stem}.yaml"
         if not file.exists():
-            made.left_out = f"not in profile {profile}" if layer == profile else "has no dry-run file"
+            made.left_out = f"not in profile {profile}"
             return made
-        made.give(_read_profile(file), f"{path.name}, profile file {layer}/{file.name}")
-    declared = {parameter.name for parameter in made.parameters}
-    for name, value in overrides.items():
-        if name in declared:
-            made.give({name: value}, f"{path.name}, --set {name}")
-    if "PROFILE" in declared:
-        made.given["PROFILE"] = place
+        made.give(read_values(file), f"{path.name}, profile file {profile}/{file.name}")
+    made.override(overrides)
+    if "PROFILE" in {parameter.name for parameter in made.parameters}:
+        made.given["PROFILE"] = profile
     return made
 
 
@@ -104,7 +110,7 @@ def _folder(profiles: Path, layer: str) -> Path:
     return profiles / layer
 
 
-class _Once(yaml.SafeLoader):
+class Once(yaml.SafeLoader):
     """YAML in which a key stands once; of two the second would win in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -114,9 +120,10 @@ class _Once(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_profile(file: Path) -> dict[str, Any]:
+def read_values(file: Path) -> dict[str, Any]:
+    """The lines `NAME: value` of a YAML file; CourseError where it holds something else."""
     try:
-        given = yaml.load(file.read_text(encoding="utf-8"), _Once) or {}
+        given = yaml.load(file.read_text(encoding="utf-8"), Once) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CourseError(f"{file}: not valid YAML in UTF-8: {error}") from None
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
@@ -130,6 +137,6 @@ def assignment(text: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise CourseError(f"--set {text}: write NAME=VALUE.")
     try:
-        return name, yaml.load(value, _Once)
+        return name, yaml.load(value, Once)
     except yaml.YAMLError as error:
         raise CourseError(f"--set {text}: not valid YAML: {error}") from None

@@ -18,7 +18,7 @@ from lib.checked import close, raise_faults
 from lib.course.execute import explain_failure, papermill
 from lib.course.notebooks import NOTEBOOKS, CourseError, choose, clock, code_hash, find_notebooks
 from lib.course.profiles import DEFAULT_PROFILE, Plan, plan
-from lib.runs import ROOT, located, provenance, read_json, write_atomically, write_json
+from lib.runs import ROOT, HeldError, held, located, provenance, read_json, write_atomically, write_json
 
 
 @dataclass
@@ -28,6 +28,10 @@ class Outcome:
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
 
+    @property
+    def failed(self) -> bool:
+        return self.status in ("failed", "runs elsewhere")
+
 
 def run_course(
     *,
@@ -35,7 +39,6 @@ def run_course(
     only: Sequence[str] = (),
     start: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    dry_run: bool = False,
     again: bool = False,
     jobs: int = 1,
     folder: Path = NOTEBOOKS,
@@ -49,17 +52,29 @@ def run_course(
     if jobs < 1:
         raise CourseError(f"--jobs must be 1 or more, got {jobs}")
     chosen = choose(find_notebooks(folder), only, start)
-    plans = [plan(path, profile, overrides or {}, dry_run=dry_run) for path in chosen]
-    raise_faults(_faults(plans, overrides or {}), CourseError)
+    plans = [plan(path, profile, overrides or {}) for path in chosen]
+    check_plans(plans, overrides or {})
+    return run_plans(plans, again=again, jobs=jobs, say=say)
+
+
+def run_plans(
+    plans: Sequence[Plan],
+    *,
+    again: bool = False,
+    jobs: int = 1,
+    keep_going: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Execute plans that were checked, `jobs` at a time; after a failure only with `keep_going`."""
     stop, failed = threading.Event(), threading.Event()
 
     def work(planned: Plan) -> Outcome | None:
         if stop.is_set() or failed.is_set():
             return None
         if planned.left_out:
-            return Outcome(planned.path.stem, planned.left_out)
+            return Outcome(planned.name, planned.left_out)
         outcome = _run_notebook(planned, again, say, stop)
-        if outcome.status == "failed":
+        if outcome.failed and not keep_going:
             failed.set()  # a neighbour that runs may come to its end
         return outcome
 
@@ -71,6 +86,11 @@ def run_course(
             stop.set()
             raise
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def check_plans(plans: Sequence[Plan], overrides: Mapping[str, Any]) -> None:
+    """Refuse all that is wrong, before anything runs."""
+    raise_faults(_faults(plans, overrides), CourseError)
 
 
 def _faults(plans: Sequence[Plan], overrides: Mapping[str, Any]) -> Iterator[str]:
@@ -87,27 +107,39 @@ def _faults(plans: Sequence[Plan], overrides: Mapping[str, Any]) -> Iterator[str
 
 
 def _run_notebook(planned: Plan, again: bool, say: Callable[[str], None], stop: threading.Event) -> Outcome:
-    path, given = planned.path, planned.given
+    """One notebook, unless it was finished before or another process is at it."""
+    target = planned.folder
+    elsewhere = f"{planned.name}  another process runs it in {target}"
+    try:
+        with held(target.with_name(f".{target.name}.lock"), elsewhere):
+            return _run_alone(planned, again, say, stop)
+    except HeldError as error:
+        say(str(error))
+        return Outcome(planned.name, "runs elsewhere")
+
+
+def _run_alone(planned: Plan, again: bool, say: Callable[[str], None], stop: threading.Event) -> Outcome:
+    path, given, name = planned.path, planned.given, planned.name
     notebook = nbformat.read(path, as_version=4)
     target = planned.folder
     finished, output = target / "finished.json", target / path.name
     digest = _digest(notebook, planned)
     record = read_json(finished) if finished.exists() and output.exists() else {}
     if not again and record.get("digest") == digest:
-        say(f"{path.stem}  finished before, not repeated (--again repeats it)")
-        return Outcome(path.stem, "finished before", record["seconds"], record["peak_memory_mb"])
+        say(f"{name}  finished before, not repeated (--again repeats it)")
+        return Outcome(name, "finished before", record["seconds"], record["peak_memory_mb"])
     write_atomically(target / "parameters.yaml", yaml.safe_dump(given))
     finished.unlink(missing_ok=True)
     code, seconds, memory = papermill(path, output, _expected_seconds(notebook, planned.place), stop)
     if code != 0 and stop.is_set():
-        return Outcome(path.stem, "stopped", seconds, memory)
+        return Outcome(name, "stopped", seconds, memory)
     if code != 0:
-        say(explain_failure(path, output, code))
-        return Outcome(path.stem, "failed", seconds, memory)
+        say(explain_failure(name, output, code))
+        return Outcome(name, "failed", seconds, memory)
     record = {"digest": digest, "seconds": round(seconds, 1), "peak_memory_mb": round(memory)}
     write_json(finished, record | {"code_sha256": code_hash(notebook), "parameters": given})
-    say(f"{path.stem}  ok, {clock(seconds)}, {memory:.0f} MB")
-    return Outcome(path.stem, "ok", seconds, memory)
+    say(f"{name}  ok, {clock(seconds)}, {memory:.0f} MB")
+    return Outcome(name, "ok", seconds, memory)
 
 
 def _expected_seconds(notebook: nbformat.NotebookNode, profile: str) -> float | None:

@@ -23,13 +23,13 @@ def byte_level_tokenizer(texts: Sequence[str], *, vocabulary: int = 1000) -> Pre
 def random_model(name: str, folder: Path) -> None:
     """Save a small untrained model of a real architecture, for dry runs: "random-qwen2" or "random-qwen3".
 
-    Its byte-level BPE tokenizer is learnt from data/samples, and has <think> and </think> as tokens.
+    Its byte-level BPE tokenizer is learnt from data/samples; <think>, </think> and R1's "Alright" are tokens.
     """
     if name not in ARCHITECTURES:
         raise CheckpointError(f"There is no {name!r}; dry runs know {', '.join(ARCHITECTURES)}.")
     texts = [path.read_text(encoding="utf-8") for path in sorted(SAMPLES.glob("*.jsonl"))]
     tokenizer = byte_level_tokenizer(texts)
-    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.add_tokens(["<think>", "</think>", "Alright"])
     set_seed(0)
     config = AutoConfig.for_model(
         ARCHITECTURES[name],
