@@ -1,6 +1,7 @@
 """One list of packages: pyproject.toml has it, environment.yml repeats it, and nothing else is imported."""
 
 import ast
+import itertools
 import re
 import sys
 import tomllib
@@ -73,8 +74,8 @@ def test_every_import_is_on_the_list():
                 modules.add(node.module.split(".")[0])
     # What another package on the list brings along by design and cannot do without.
     implied = {"numpy", "scipy", "tokenizers", "matplotlib", "pillow", "IPython", "safetensors", "packaging"}
-    implied |= {"sympy", "huggingface-hub", "anyio"}
-    known = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["vllm"]]
+    implied |= {"sympy", "huggingface-hub"}
+    known = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]
     listed = {canonicalize_name(Requirement(text).name) for text in known} | implied | {"lib"}
     listed |= {path.stem for folder in ("tests", "tests/vllm_cpu") for path in (ROOT / folder).glob("*.py")}
     owners = packages_distributions()
