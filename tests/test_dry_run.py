@@ -68,10 +68,14 @@ def test_a_dry_run_keeps_every_setting_of_a_profile(profile, vllm, monkeypatch):
         assert planned.values.get("NUM_PROCESSES", 1) == min(processes, 2)
         assert any("2 processes for" in line for line in said) == (processes > 2)
         wanted = full.values.get("TRAINER", {})
+        engine = full.values.get("ENGINE", "transformers")
         if vllm:
             assert planned.values.get("TRAINER", {}) == wanted
+            assert planned.values.get("ENGINE", engine) == engine
         else:
-            assert any("without vLLM" in line for line in said) == bool(wanted.get("use_vllm"))
+            left_out = bool(wanted.get("use_vllm")) or engine == "vllm"
+            assert any("without vLLM" in line for line in said) == left_out
+            assert "vllm" not in f"{planned.values.get('TRAINER')} {planned.values.get('ENGINE')}"
         numbers = [name for name, value in full.values.items() if isinstance(value, int) and value > 0]
         assert all(planned.values[name] <= full.values[name] for name in numbers)
         text = json.dumps(planned.given)

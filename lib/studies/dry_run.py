@@ -95,10 +95,13 @@ def _cut_to_this_machine(planned: Plan, where: str) -> Iterator[str]:
     if (count := values.get("NUM_PROCESSES", 1)) > PROCESSES:
         planned.give({"NUM_PROCESSES": PROCESSES}, where)
         yield f"{PROCESSES} processes for {count}"
-    options = values.get("TRAINER", {})
-    if options.get("use_vllm") and importlib.util.find_spec("vllm") is None:
-        planned.give({"TRAINER": {k: v for k, v in options.items() if "vllm" not in k}}, where)
-        yield "without vLLM, which is not installed here (make dry-run BIN=.venv-vllm/bin has it)"
+    if importlib.util.find_spec("vllm") is None:
+        trainer = {name: value for name, value in values.get("TRAINER", {}).items() if "vllm" not in name}
+        plain = {"TRAINER": trainer, "ENGINE": "transformers"}
+        asked = {name: value for name, value in plain.items() if "vllm" in str(values.get(name, ""))}
+        planned.give(asked, where)
+        if asked:
+            yield "without vLLM, which is not installed here (make dry-run BIN=.venv-vllm/bin has it)"
 
 
 # ---- run ---------------------------------------------------------------------------------------
