@@ -247,7 +247,8 @@ def test_nothing_is_left_behind_even_when_it_is_stopped(sft, monkeypatch):
 
 def test_a_batch_fits_into_what_an_accelerator_has_left(monkeypatch):
     """Qwen2.5-3B: 36 layers, 2 key heads of 128, 2 bytes: 73,728 bytes for the keys and values of a token."""
-    sizes = {"num_hidden_layers": 36, "num_key_value_heads": 2, "num_attention_heads": 16, "hidden_size": 2048}
+    heads = {"num_key_value_heads": 2, "num_attention_heads": 16}
+    sizes = {"num_hidden_layers": 36, "hidden_size": 2048, **heads}
     model = SimpleNamespace(
         device=torch.device("cuda:0"), dtype=torch.bfloat16, config=AutoConfig.for_model("qwen2", **sizes)
     )
