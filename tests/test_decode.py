@@ -246,14 +246,14 @@ def test_nothing_is_left_behind_even_when_it_is_stopped(sft, monkeypatch):
 
 
 def test_a_batch_fits_into_what_an_accelerator_has_left(monkeypatch):
-    """Qwen2.5-3B: 36 layers, 2 key heads of 128, 2 bytes: 73,728 bytes for the keys and values of a token."""
-    heads = {"num_key_value_heads": 2, "num_attention_heads": 16}
-    sizes = {"num_hidden_layers": 36, "hidden_size": 2048, **heads}
+    """Qwen2.5-3B: 36 layers, 2 key heads of 128, 2 bytes: 36,864 bytes for the keys and values of a token."""
+    sizes = {"num_hidden_layers": 36, "num_key_value_heads": 2, "num_attention_heads": 16}
+    sizes |= {"hidden_size": 2048}
     model = SimpleNamespace(
         device=torch.device("cuda:0"), dtype=torch.bfloat16, config=AutoConfig.for_model("qwen2", **sizes)
     )
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 2**30, 24 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 2**30)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
-    assert room_for_tokens(model) == 10 * 2**30 // 2 // 73_728
+    assert room_for_tokens(model) == 10 * 2**30 // 2 // 36_864
     assert room_for_tokens(random_model("qwen2")) > 2**40  # a CPU's memory is not asked
