@@ -101,6 +101,17 @@ def test_a_card_names_method_base_data_settings_and_numbers(sft):
     assert 'from_pretrained("Qwen/Qwen2.5-3B", revision=\'3aab' in adapter.text
 
 
+def test_rows_from_local_files_have_no_revision(sft, private_runs):
+    rows = private_runs / "single_gpu" / "01_data_formatting" / "sft_set" / "sft.jsonl"
+    parameters = json.loads((sft / "config.json").read_text()) | {"SFT_ROWS": str(rows)}
+    write_json(sft / "config.json", parameters)
+    for folder, known in (("", True), ("data/samples", False)):
+        write_json(rows.parent.parent / "config.json", {"DATA_FOLDER": folder})
+        write_cards(sft)
+        card = ModelCard.load(sft / "checkpoint" / "merged" / "README.md")
+        assert (card.data.datasets is not None) == known and ("local files" in card.text) != known
+
+
 def test_a_policy_of_ours_leads_back_to_the_hub_and_its_adapter_fits_no_other_base(sft, arm):
     write_cards(sft)
     write_cards(arm)

@@ -131,12 +131,13 @@ def make_card(trained: Trained) -> ModelCard:
     base, revision, words = base_of(trained.settings["base"])
     # An adapter fits its own base only.
     own = trained.is_adapter and not is_hub_name(trained.settings["base"])
-    counts = _counted(trained.folder)
+    counts, local = _counted(trained.folder), _from_files(trained.parameters)
+    hubs = [SOURCES[name].hub for name in counts if name in SOURCES and not local]
     header = ModelCardData(
         base_model=None if own else base,
         library_name="peft" if trained.is_adapter else "transformers",
         pipeline_tag="text-generation",
-        datasets=[hub for name in counts if name in SOURCES and (hub := SOURCES[name].hub)] or None,
+        datasets=[hub for hub in hubs if hub] or None,
         tags=["adaptive-reasoning", trained.method.replace("_", "-"), "trl"],
     )
     weights = trained.settings.get("weights", "full")
@@ -151,7 +152,7 @@ def make_card(trained: Trained) -> ModelCard:
         "steps": trained.finished["facts"].get("steps"),
         "date": trained.finished["date"],
         "commit": (trained.finished["commit"] or "unknown")[:12],
-        "data": "\n".join(_data_lines(counts)) or "Not known.",
+        "data": "\n".join(_data_lines(counts, local)) or "Not known.",
         "settings": _settings(trained.settings),
         "versions": ", ".join(f"{name} {version}" for name, version in trained.finished["versions"].items()),
         "numbers": _numbers(trained),
@@ -190,12 +191,20 @@ def _counted(folder: Path) -> Counter[str]:
     return Counter(table["source"] if "source" in table else table["id"].str.partition("/")[0])
 
 
-def _data_lines(counts: Mapping[str, int]) -> Iterator[str]:
+def _from_files(parameters: Mapping[str, Any]) -> bool:
+    """Whether training rows came from local files, whose revision is not known: of 02, those of 01."""
+    if file := parameters.get("SFT_ROWS"):
+        made = located(file).parent.parent / "config.json"
+        return not made.exists() or bool(read_json(made).get("DATA_FOLDER"))
+    return bool(parameters.get("DATA_FOLDER"))
+
+
+def _data_lines(counts: Mapping[str, int], local: bool) -> Iterator[str]:
     for name, count in counts.items():
         if name in SOURCES:
             source = SOURCES[name]
-            place = f", `{source.hub}` at `{source.revision}`" if source.hub else ""
-            yield f"- {name}: {count} training rows ({source.home}{place}; licence: {source.licence})"
+            place = f"`{source.hub}` at `{source.revision}`" if source.hub and not local else "local files"
+            yield f"- {name}: {count} training rows ({source.home}, {place}; licence: {source.licence})"
         else:
             yield f"- {name}: {count} training rows, drawn by adaptive-reasoning"
 
