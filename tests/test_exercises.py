@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from lib.course.notebooks import NOTEBOOKS, code_cells, find_notebooks
-from lib.studies.exercises.core import Check, NotYetError, difference, shown
+from lib.studies.exercises.core import Check, Failed, NotYetError, attempt, difference, shown
 
 ROOMS = {
     "00": "dial_world",
     "01": "formatting",
     "02": "fine_tuning",
+    "03": "ada_grpo",
+    "04": "asking",
 }
 CHECKS = {
     f"{number}-{name}": value
@@ -48,9 +50,12 @@ def test_a_check_knows_three_mistakes_and_has_the_name_of_its_variable(check):
     assert f"-{check.name}" in next(f"-{key[3:]}" for key, value in CHECKS.items() if value is check)
 
 
+@pytest.mark.filterwarnings("ignore")  # a mistake may well deserve a warning
 @pytest.mark.parametrize(("check", "hint"), MISTAKES)
 def test_each_mistake_has_its_own_hint(check, hint):
     """No two mistakes look the same, so the first one that fits is the one that was made."""
+    outcomes = [attempt(check.mistakes[hint], case) for case in check.cases()]
+    assert not all(isinstance(outcome, Failed) for outcome in outcomes)  # it is a function that works
     with pytest.raises(NotYetError) as told:
         check(check.mistakes[hint])
     first, case = str(told.value).split("\n")
