@@ -79,8 +79,10 @@ def weights(model: Model, stored: str, *, parts: int = 1, width: int = 2, kind: 
 
 
 def training_states(model: Model, trained: str, rank: int, sharding: Sharding) -> list[Term]:
-    """Weights, gradients and Adam's two moments: all in float32 for "full", adapters for LoRA and QLoRA."""
+    """Weights, gradients and Adam's two moments: float32, but bf16 for adapters on NF4 (TRL casts them)."""
     full, s = trained == "full", sharding
+    kind = "bfloat16" if trained == "qlora" else "float32"
+    width = WIDTHS[kind]
     changed = model.parameters if full else model.adapters(rank)
     terms = []
     if full and s.name.startswith("zero"):  # DeepSpeed trains a bf16 copy of its float32 weights
@@ -90,9 +92,9 @@ def training_states(model: Model, trained: str, rank: int, sharding: Sharding) -
         terms += [weights(model, "float32", parts=s.parts("weights"))]
     else:
         terms += [weights(model, {"lora": "bfloat16", "qlora": "nf4"}[trained], parts=s.parts("weights"))]
-        terms += [_each("weights", 4, "adapters", changed, s.parts("weights"))]
-    terms += [_each("gradients", 4, "float32", changed, s.parts("gradients"))]
-    terms += [_each("optimiser", 8, "Adam, two of float32", changed, s.parts("optimiser"))]
+        terms += [_each("weights", width, "adapters", changed, s.parts("weights"))]
+    terms += [_each("gradients", width, kind, changed, s.parts("gradients"))]
+    terms += [_each("optimiser", 2 * width, f"Adam, two of {kind}", changed, s.parts("optimiser"))]
     return terms + _on_the_way(model, full, changed, s)
 
 
@@ -111,13 +113,9 @@ def _on_the_way(model: Model, full: bool, changed: float, s: Sharding) -> list[T
         return [Term("gathered", 6e9, "2 B x 1 G live and 2 B x 1 G prefetched weights, 2 B x 1 G buckets")]
     if s.name == "zero2":
         return [Term("gathered", 2e9, "buckets, 2 x 2 B x 0.5 G")]
-    terms = []
     if s.world > 1:
-        terms += [Term("gradients", 4 * changed, f"4 B x {count(changed)}: DDP's buckets")]
-    if full:
-        copies = f"2 B x {count(model.parameters)}: copies that autocast keeps until the forward pass ends"
-        terms += [Term("weights", 2 * model.parameters, copies)]
-    return terms
+        return [Term("gradients", 4 * changed, f"4 B x {count(changed)}: DDP's buckets")]
+    return []
 
 
 def reference(model: Model, trained: str, beta: float, sharding: Sharding) -> list[Term]:
@@ -131,51 +129,52 @@ def reference(model: Model, trained: str, beta: float, sharding: Sharding) -> li
 # ---- activations ---------------------------------------------------------------------------------
 
 
-def activations(model: Model, trained: str, rows: int, tokens: int, *, pass_tokens: int | None) -> list[Term]:
+def activations(
+    model: Model, trained: str, rows: int, tokens: int, *, pass_tokens: int | None = None, sharded: bool = False
+) -> list[Term]:
     """A micro-batch of `rows` x `tokens` with checkpoints; passes of `pass_tokens`, or all rows at once.
 
-    Scoring comes first, then a layer is computed again with its gradients: the larger of both counts.
+    What is trained whole and not sharded runs through float32. Three moments come after each other, and the
+    largest counts: the forward pass, scoring, and a layer that is computed again with its gradients.
     """
-    held = rows * tokens
-    n = min(held, max(pass_tokens, tokens)) if pass_tokens else held
     h, w, full = model.hidden, model.wide, trained == "full"
-    a, b = (22, 12) if full else (38, 14)
-    terms = [
-        Term(
-            "activations",
-            2 * model.layers * held * h,
-            f"checkpoints 2 B x {model.layers} layers x {held:,} x {h}",
-        )
-    ]
-    again, formula = (
-        n * (a * h + b * w + 7000),
-        f"{n:,} tokens x ({a} x {h} + {b} x {w} + 7,000) B, one layer again",
-    )
+    whole = full and not sharded
+    at_once = rows if pass_tokens is None else max(1, min(rows, pass_tokens // tokens))
+    held, n, width = rows * tokens, at_once * tokens, 4 if whole else 2
+    checkpoints = f"checkpoints {width} B x {model.layers} layers x {held:,} x {h}"
+    mask = f"mask 3 B x {at_once} rows x {tokens:,}^2"
+    a, b = (34, 12) if whole else (38, 14) if trained == "lora" else (22, 12)
+    again, formula = n * (a * h + b * w), f"one layer again {n:,} x ({a} x {h} + {b} x {w}) B"
     if trained == "qlora":
-        again, formula = again + 2 * h * w, f"{formula}, + 2 B x {h} x {w} from NF4"
-    scoring = TILE + 4 * n * h + (4 * model.table if full else 0)
-    score = f"tile 2 B x 4,096 x 32,768 + 4 B x {n:,} x {h}" + (
-        f" + 4 B x {count(model.table)}" if full else ""
-    )
-    return terms + _larger(Term("activations", again, formula), Term("scoring", scoring, score))
+        again, formula = again + 2 * h * w, f"{formula} + 2 B x {h} x {w} from NF4"
+    scoring, score = TILE + 4 * n * h, f"tile 2 B x 4,096 x 32,768 + 4 B x {n:,} x {h}"
+    if full:
+        scoring, score = scoring + 4 * model.table, f"{score} + 4 B x {count(model.table)}"
+    if whole and model.tied:  # the output layer's gradient waits for the embedding's
+        again, formula = again + 4 * model.table, f"{formula} + 4 B x {count(model.table)}"
+    moments = [Term("activations", again, formula), Term("scoring", scoring, score)]
+    if whole:
+        copies = f"bf16 copies by autocast, 2 B x {count(model.parameters)}"
+        moments += [Term("weights", 2 * model.parameters, copies)]
+    return [
+        Term("activations", width * model.layers * held * h, checkpoints),
+        Term("activations", 3 * at_once * tokens**2, mask),
+        *_one_of(moments),
+    ]
 
 
-def _larger(one: Term, other: Term) -> list[Term]:
-    low, high = sorted((one, other), key=lambda term: term.bytes)
-    return [high, Term(low.kind, 0, f"({low.gib:.2f} GiB, {low.formula}: not at the same time)")]
+def _one_of(moments: list[Term]) -> list[Term]:
+    """The largest of terms that do not meet, and for the others what they would have been."""
+    first, *others = sorted(moments, key=lambda term: -term.bytes)
+    return [first, *(Term(one.kind, 0, f"({one.gib:.2f} GiB, {one.formula}: at another time)") for one in others)]
 
 
 def plain_step(model: Model, rows: int, tokens: int) -> list[Term]:
     """A LoRA step with checkpoints that makes all logits, as the faults of notebook 02 are trained."""
     n = rows * tokens
-    logits = f"(2 + 3 x 4) B x {n:,} tokens x {model.vocabulary:,} words"
-    checkpoints = activations(model, "lora", rows, tokens, pass_tokens=None)[0]
-    return [checkpoints, Term("logits", 14 * n * model.vocabulary, logits)]
-
-
-def mask(rows: int, tokens: int) -> Term:
-    """An attention mask as attention takes it, with padding."""
-    return Term("activations", 3 * rows * tokens**2, f"mask 3 B x {rows} rows x {tokens:,}^2")
+    logits = f"3 x 4 B x {n:,} tokens x {model.vocabulary:,} words"
+    checkpoints, mask, *_ = activations(model, "lora", rows, tokens)
+    return [checkpoints, mask, Term("logits", 12 * n * model.vocabulary, logits)]
 
 
 # ---- generation ----------------------------------------------------------------------------------
@@ -213,7 +212,7 @@ def generation(model: Model, responses: int, prompt: int, cap: int, stored: str)
     rows = decode_rows(responses, prompt + cap)
     return [
         kv_cache(model, rows, prompt + cap, stored),
-        *_larger(next_token(model, rows), prompts(model, rows, prompt, stored)),
+        *_one_of([next_token(model, rows), prompts(model, rows, prompt, stored)]),
     ]
 
 

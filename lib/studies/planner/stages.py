@@ -124,9 +124,12 @@ class Training:
     def update(self, rows: int, cap: int) -> list[f.Term]:
         """A micro-batch, in passes without padding."""
         tokens = self.prompt + cap
-        at_once = max(1, f.PASS_TOKENS // tokens)
-        held = f.activations(self.model, self.trained, rows, tokens, pass_tokens=f.PASS_TOKENS)
-        return [*held, f.mask(min(rows, at_once), tokens)]
+        return self.micro_batch(rows, tokens, pass_tokens=f.PASS_TOKENS)
+
+    def micro_batch(self, rows: int, tokens: int, *, pass_tokens: int | None = None) -> list[f.Term]:
+        """Forward and backward of some rows."""
+        sharded = self.sharding.name in ("fsdp2", "zero2", "zero3")  # these train in bf16
+        return f.activations(self.model, self.trained, rows, tokens, pass_tokens=pass_tokens, sharded=sharded)
 
     def time(
         self, machine: Machine, batches: int, responses: int, cap: int, *, updates: int = 1
@@ -221,7 +224,7 @@ def _sft(values: Values, machine: Machine) -> list[tuple]:
         return []
     t, asked = Training.of(values, model), values["TEST_QUESTIONS"]
     rows, longest = values.get("MICRO_BATCH_SIZE", SFT["rows"]), SFT["tokens"]
-    held = f.activations(model, t.trained, rows, longest, pass_tokens=None)
+    held = t.micro_batch(rows, longest)
     download = _disk("download", model)
     kernel = [_kernel(model), _kernel(model, "nf4")]
     merging = [f.margin(1), *kernel, _kernel(model), _kernel(model, "nf4")]
