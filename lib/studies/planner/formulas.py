@@ -130,7 +130,13 @@ def reference(model: Model, trained: str, beta: float, sharding: Sharding) -> li
 
 
 def activations(
-    model: Model, trained: str, rows: int, tokens: int, *, pass_tokens: int | None = None, sharded: bool = False
+    model: Model,
+    trained: str,
+    rows: int,
+    tokens: int,
+    *,
+    pass_tokens: int | None = None,
+    sharded: bool = False,
 ) -> list[Term]:
     """A micro-batch of `rows` x `tokens` with checkpoints; passes of `pass_tokens`, or all rows at once.
 
@@ -166,7 +172,10 @@ def activations(
 def _one_of(moments: list[Term]) -> list[Term]:
     """The largest of terms that do not meet, and for the others what they would have been."""
     first, *others = sorted(moments, key=lambda term: -term.bytes)
-    return [first, *(Term(one.kind, 0, f"({one.gib:.2f} GiB, {one.formula}: at another time)") for one in others)]
+    return [
+        first,
+        *(Term(one.kind, 0, f"({one.gib:.2f} GiB, {one.formula}: at another time)") for one in others),
+    ]
 
 
 def plain_step(model: Model, rows: int, tokens: int) -> list[Term]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from lib.studies.planner.formulas import FREE
 from lib.studies.planner.machines import Machine
 from lib.studies.planner.models import PlanError, find_model, smaller
 from lib.studies.planner.stages import stages
+from lib.studies.planner.training import Stage, Values
 
-Values = Mapping[str, Any]
 # In this order: what costs time, what changes the training, what changes the question.
 ORDER = (
     *("MICRO_BATCH_SIZE", "PARALLEL", "TRAINER", "WEIGHTS", "MAX_NEW_TOKENS"),
@@ -65,9 +65,12 @@ def _fits(notebook: str, values: Values, machine: Machine) -> bool:
         found = stages(notebook, values, machine)
     except PlanError:
         return False
-    return all(
-        one.gib <= (1 - FREE) * (machine.memory - (0 if one.shared else machine.taken)) for one in found
-    )
+    return all(fits(one, machine) and not one.fault for one in found)
+
+
+def fits(stage: Stage, machine: Machine) -> bool:
+    """Whether a share of the device stays free, beside what other processes hold."""
+    return stage.gib <= (1 - FREE) * (machine.memory - (0 if stage.shared else machine.taken))
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -13,12 +12,12 @@ from lib.course.notebooks import CourseError, choose, find_notebooks
 from lib.course.profiles import plan
 from lib.studies.planner import formulas as f
 from lib.studies.planner.hours import ASSUMED
-from lib.studies.planner.levers import change
+from lib.studies.planner.levers import change, fits
 from lib.studies.planner.machines import Machine
 from lib.studies.planner.models import PlanError
-from lib.studies.planner.stages import Stage, stages
+from lib.studies.planner.stages import stages
+from lib.studies.planner.training import Stage, Values
 
-Values = Mapping[str, Any]
 NO_GPU = (
     "there is no GPU here. `make dry-run PROFILE={profile}` runs the profile small, without one; "
     "MACHINE=24gb plans for another machine."
@@ -55,6 +54,7 @@ class Planned:
             if mine and wanted > self.machine.count:
                 has = f"{self.machine.name} has {self.machine.count} devices"
                 yield f"{name}: NUM_PROCESSES={wanted}, but {has}."
+            yield from (f"{name}, {stage.name}: {stage.fault}." for stage in mine if stage.fault)
             tight = [stage for stage in mine if not fits(stage, self.machine)]
             yield from (_tight(stage, self.machine) for stage in tight)
             if tight:
@@ -68,15 +68,6 @@ class Planned:
 
     def hours(self) -> float:
         return sum(cost.hours for stage in self.stages for cost in stage.hours)
-
-
-def room(stage: Stage, machine: Machine) -> float:
-    """GiB that a stage may take: all but the share that stays free, and what others hold."""
-    return (1 - f.FREE) * (machine.memory - (0 if stage.shared else machine.taken))
-
-
-def fits(stage: Stage, machine: Machine) -> bool:
-    return stage.gib <= room(stage, machine)
 
 
 def _tight(stage: Stage, machine: Machine) -> str:
