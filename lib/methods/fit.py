@@ -20,7 +20,7 @@ from lib.methods.readings import READINGS, accuracy_reward
 from lib.methods.sft_rows import read_rows
 from lib.methods.trainer import MethodTrainer
 from lib.methods.training import Facts, Rows, load_trainable, prepare, train_policy, trainer_arguments
-from lib.methods.with_vllm import OPTIONS, set_context
+from lib.methods.with_vllm import OPTIONS, release, set_context
 from lib.runs import Run
 
 LOSSES = {"batch": "dapo", "micro_batch": "bnpo", "group": "dr_grpo", "response": "grpo"}
@@ -108,6 +108,11 @@ def fit(
     is loaded.
     """
     callback = RunCallback(run, say=say, stop_at=stop_at, shown=config.shown)
+
+    def describe(trainer: trl.GRPOTrainer) -> Facts:
+        release(trainer)
+        return {"questions": len(rows)}
+
     given: dict[str, Any] = {"validation_rows": validation_rows, "callback": callback, "reward": reward}
     return train_policy(
         config,
@@ -116,7 +121,7 @@ def fit(
         run,
         partial(build, config, rows, run, **given),
         callback,
-        lambda trainer: {"questions": len(rows)},
+        describe,
         merge=True,
         reward=_source(reward) if reward else "",
     )

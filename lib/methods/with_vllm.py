@@ -59,3 +59,9 @@ def sample(
         drawn = (one.log_probs or ())[bool(request.never_first) :]
         log_probs.append([*[None] * (len(one.ids) - len(drawn)), *drawn])
     return [list(one.ids) for one in found], log_probs
+
+
+def release(trainer: trl.GRPOTrainer) -> None:
+    """Give back what vLLM holds at the end of a training: device memory and groups of processes."""
+    if trainer.use_vllm and trainer.vllm_mode == "colocate":
+        trainer.vllm_generation.llm.llm_engine.engine_core.shutdown()
