@@ -101,7 +101,7 @@ def _cut_to_this_machine(planned: Plan, where: str) -> Iterator[str]:
         asked = {name: value for name, value in plain.items() if "vllm" in str(values.get(name, ""))}
         planned.give(asked, where)
         if asked:
-            yield "without vLLM, which is not installed here (make dry-run BIN=.venv-vllm/bin has it)"
+            yield "without vLLM, which is not installed here (make dry-run BIN=.venv-vllm/bin asks it)"
 
 
 # ---- run ---------------------------------------------------------------------------------------
