@@ -99,7 +99,7 @@ class Run:
         return rows
 
     def keep_rollouts(self, name: str, rollouts: Iterable[Rollout]) -> None:
-        """Write the rollouts of one measurement to rollouts/<name>.parquet, under a tenth of their size as text.
+        """Write the rollouts of one measurement to rollouts/<name>.parquet, a tenth of their size as text.
 
         A character that UTF-8 does not have, as in a reply that was cut within one, becomes a "?".
         """

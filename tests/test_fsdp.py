@@ -109,7 +109,7 @@ def metric_gap(one, other) -> float:
 @pytest.mark.parametrize("name", [*METHODS, *SFTS])
 def test_sharded_training_is_that_of_ddp_and_resumes(name, train, monkeypatch):
     plain, losses, weights = train(name, "ddp", "ddp")
-    assert plain["kind"] == "Parameter"
+    assert plain["kind"] == "Parameter" and all(row.get("grad_norm", 1) > 0 for row in losses)
     monkeypatch.setenv("JOB_END_TIME", str(time.time()))  # at the end of the first step
     with pytest.raises(LaunchError, match="SIGTERM; a training has saved its last step"):
         train(name, "fsdp2", "fsdp2")

@@ -60,6 +60,16 @@ class RunCallback(TrainerCallback):
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Resumed, several processes would take the rows in the first epoch's order; so would TRL's RL."""
+        batches = kwargs["train_dataloader"].batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        if hasattr(batches.sampler, "set_epoch"):
+            batches.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -48,6 +48,18 @@ class MethodTrainer(TrimmingTrainer):
         """Random numbers that all processes agree on."""
         return random.Random("|".join(map(str, (self.args.seed, self.progress.step, *key))))
 
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """TRL's, which can also begin with the order of a later epoch: see `RunCallback`."""
+        sampler = super()._get_train_sampler(dataset)
+
+        def set_epoch(epoch: int) -> None:
+            sampler.generator.manual_seed(sampler.seed)
+            for _ in range(epoch):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+        sampler.set_epoch = set_epoch
+        return sampler
+
     # ---- responses ----
 
     def _generate_single_turn(self, prompt_ids: Sequence[list[int]], *more: Any, **named: Any) -> Any:
