@@ -6,6 +6,7 @@ torch's own trackers). No GPU has confirmed the margins: MARGIN_GIB, NCCL_GIB.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lib.studies.planner.models import Model
@@ -189,9 +190,9 @@ def plain_step(model: Model, rows: int, tokens: int) -> list[Term]:
 # ---- generation ----------------------------------------------------------------------------------
 
 
-def decode_rows(responses: int, tokens: int) -> int:
-    """How many responses of `tokens` our decode loop holds at once."""
-    return max(1, min(responses, BATCH_ROWS, BATCH_TOKENS // tokens))
+def decode_rows(responses: int, tokens: int, most: float = BATCH_TOKENS) -> int:
+    """How many responses of `tokens` our decode loop holds at once, with `most` tokens in all."""
+    return max(1, min(responses, BATCH_ROWS, int(most) // tokens))
 
 
 def kv_cache(model: Model, rows: int, tokens: int, stored: str) -> Term:
@@ -216,9 +217,15 @@ def prompts(model: Model, rows: int, tokens: int, stored: str) -> Term:
     return Term("activations", width * rows * tokens * (4 * h + 3 * w), formula)
 
 
-def generation(model: Model, responses: int, prompt: int, cap: int, stored: str) -> list[Term]:
-    """Our decode loop at its longest: `responses` of `cap` tokens, after prompts of `prompt`."""
-    rows = decode_rows(responses, prompt + cap)
+def generation(
+    model: Model, responses: int, prompt: int, cap: int, stored: str, *, free: float = math.inf
+) -> list[Term]:
+    """Our decode loop at its longest: `responses` of `cap` tokens, after prompts of `prompt`.
+
+    Its keys and values take half of the `free` bytes at most.
+    """
+    most = min(BATCH_TOKENS, max(0.0, free) / 2 / model.kv(WIDTHS[stored]))
+    rows = decode_rows(responses, prompt + cap, most)
     return [
         kv_cache(model, rows, prompt + cap, stored),
         *_one_of([next_token(model, rows), prompts(model, rows, prompt, stored)]),

@@ -55,7 +55,9 @@ def _measuring(
     """One model alone on the device answers by our loop, or a copy on each device in a server of vLLM's."""
     cap = values["MAX_NEW_TOKENS"]
     if values["ENGINE"] == "transformers":
-        return [f.margin(1), _kernel(model, stored), *f.generation(model, responses, PROMPT, cap, "bfloat16")]
+        held = [f.margin(1), _kernel(model, stored)]
+        free = machine.memory * f.GIB - sum(term.bytes for term in held)
+        return held + f.generation(model, responses, PROMPT, cap, "bfloat16", free=free)
     served = [f.weights(model, "bfloat16"), f.kv_cache(model, 1, PROMPT + cap, "bfloat16")]
     reading = f.prompts(model, 1, f.PASS_TOKENS, "bfloat16")
     return [f.margin(machine.devices), f.kernel_context(), *served, reading]
@@ -118,7 +120,6 @@ def _sft(values: Values, machine: Machine) -> list[Stage]:
     spoiled = f.training_states(model, "lora", t.rank, f.Sharding("", 1))
     spoiled += f.plain_step(model, min(FAULTS["rows"], rows), FAULTS["tokens"])
     return [
-        *t.start(),
         Stage("training", training, [_sft_hours(values, t)], [*t.saved(SFT["kept"]), _download(model)]),
         Stage("merge", [f.margin(1), copy, *nf4], [], [f.weights(model, "bfloat16", kind="merged")]),
         *([Stage("three merges", [f.margin(1), copy, copy, *nf4, *nf4])] if nf4 else []),

@@ -76,11 +76,6 @@ class Training:
         """Of a device, for vLLM."""
         return self.options.get("vllm_gpu_memory_utilization", VLLM_SHARE)
 
-    @property
-    def stored(self) -> str:
-        """The type of the weights when they are loaded, and when our loop decodes with them."""
-        return {"full": "float32", "lora": "bfloat16", "qlora": "nf4"}[self.trained]
-
     # ---- memory ----
 
     def stages(self, responses: int, rows: int, cap: int, costs: list[h.Cost]) -> list[Stage]:
@@ -88,22 +83,13 @@ class Training:
         states = self.states()
         wrote = Stage("rollouts", states + self.rollouts(responses, cap), costs[:1], fault=self.fault(cap))
         updated = states + self.micro_batch(rows, self.prompt + cap, pass_tokens=f.PASS_TOKENS)
-        return [*self.start(), wrote, Stage("policy update", updated, costs[1:], self.saved(1))]
-
-    def start(self) -> list[Stage]:
-        """Before it is sharded, each process has the whole model on its device, and starts vLLM beside it."""
-        if self.sharding.name not in ("fsdp2", "zero2", "zero3"):
-            return []
-        terms = [f.margin(self.world), f.kernel_context(), f.weights(self.model, self.stored)]
-        return [Stage("start", terms + self._beside())]
+        return [wrote, Stage("policy update", updated, costs[1:], self.saved(1))]
 
     def states(self) -> list[f.Term]:
         """All that a process holds from the first step to the last."""
         held = [f.margin(self.world), f.kernel_context()]
-        return held + f.training_states(self.model, self.trained, self.rank, self.sharding) + self._beside()
-
-    def _beside(self) -> list[f.Term]:
-        held = f.reference(self.model, self.trained, self.beta, self.sharding)
+        held += f.training_states(self.model, self.trained, self.rank, self.sharding)
+        held += f.reference(self.model, self.trained, self.beta, self.sharding)
         return held + ([f.vllm(self.machine.memory, self.share)] if self.vllm else [])
 
     def rollouts(self, responses: int, cap: int) -> list[f.Term]:
@@ -113,7 +99,8 @@ class Training:
             return []
         width = "float32" if self.trained == "full" else "bfloat16"
         if self.sharding.whole:
-            return f.generation(self.model, mine, self.prompt, cap, width)
+            free = self.machine.memory * f.GIB - sum(term.bytes for term in self.states())
+            return f.generation(self.model, mine, self.prompt, cap, width, free=free)
         rows = f.kv_cache(self.model, mine, self.prompt + cap, "bfloat16")  # TRL's own loop: all at once
         return [rows, f.next_token(self.model, mine)]
 
