@@ -24,13 +24,14 @@ def change(notebook: str, values: Values, machine: Machine) -> str:
     for name in ORDER:
         for value in _others(name, given, machine):
             if _fits(notebook, given | {name: value}, machine):
-                return f"It fits with {name}: {_shown(value)}."
+                made = values[name] if name == "MODEL" and str(values[name]).startswith("runs/") else ""
+                return f"It fits with {name}: {value}{f', from which {made} is made' if made else ''}."
     taken: dict[str, Any] = {}
     for name in ORDER:
         for value in _others(name, given | taken, machine):
             taken[name] = value
             if _fits(notebook, given | taken, machine):
-                return f"It fits with {', '.join(f'{n}: {_shown(v)}' for n, v in taken.items())}."
+                return f"It fits with {', '.join(f'{n}: {v}' for n, v in taken.items())}."
     return "No value of its parameters is enough: take a larger machine."
 
 
@@ -71,7 +72,3 @@ def _fits(notebook: str, values: Values, machine: Machine) -> bool:
 def fits(stage: Stage, machine: Machine) -> bool:
     """Whether a share of the device stays free, beside what other processes hold."""
     return stage.gib <= (1 - FREE) * (machine.memory - (0 if stage.shared else machine.taken))
-
-
-def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, dict) else str(value)

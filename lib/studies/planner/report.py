@@ -53,7 +53,7 @@ class Planned:
             wanted = given.get("NUM_PROCESSES", 1)
             if mine and wanted > self.machine.count:
                 has = f"{self.machine.name} has {self.machine.count} devices"
-                yield f"{name}: NUM_PROCESSES={wanted}, but {has}."
+                yield f"{name}: NUM_PROCESSES={wanted}, but {has}: set it to {self.machine.count}."
             yield from (f"{name}, {stage.name}: {stage.fault}." for stage in mine if stage.fault)
             tight = [stage for stage in mine if not fits(stage, self.machine)]
             yield from (_tight(stage, self.machine) for stage in tight)
