@@ -108,7 +108,7 @@ def test_an_error_in_the_readers_code_names_the_line():
     def broken(values):
         return values.nothing
 
-    assert "raised AttributeError" in told(broken)
+    assert "raised AttributeError: 'Tensor' object has no attribute 'nothing' (line" in told(broken)
     assert "of its cell: return values.nothing)" in told(broken)
 
 

@@ -106,7 +106,7 @@ def difference(right: Any, given: Any) -> str | None:
     """
     if isinstance(given, Failed):
         same = isinstance(right, Failed) and type(right.error) is type(given.error)
-        why = shown(" ".join(str(given.error).split())).strip("'\"")
+        why = " ".join(str(given.error).split())[:200]
         return None if same else f"raised {type(given.error).__name__}: {why}"
     if isinstance(right, Failed):
         return f"gave {shown(given)}, and should raise"
