@@ -299,6 +299,15 @@ def test_what_is_not_known_is_refused_with_what_to_give():
         planner.machine_of("cpu")
 
 
+def test_the_machine_at_hand_is_what_torch_sees_times_the_nodes(monkeypatch):
+    seen = subprocess.CompletedProcess([], 0, stdout='[8, 60.0, 79.1, "H100"]')
+    monkeypatch.setattr(machines.subprocess, "run", lambda *given, **named: seen)
+    monkeypatch.setenv("NNODES", "2")
+    here = planner.find_machine("here")
+    assert (here.count, here.name, here.tflops) == (16, "H100", 989)
+    assert here.taken == pytest.approx(18.1)  # beside a context
+
+
 def test_smaller_ones_are_of_the_same_family():
     assert smaller(QWEN["3B"]) == ["Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-0.5B"]
 

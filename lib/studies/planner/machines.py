@@ -80,7 +80,9 @@ def _at_hand(known: dict[str, Machine]) -> Machine:
         return replace(known["12gb"], name="this machine, without a GPU", memory=0.0, devices=0)
     smaller = [one for one in known.values() if one.memory <= 1.03 * total] or [known["12gb"]]
     like = max(smaller, key=lambda one: (one.memory, -one.count))
-    nodes = int(os.environ.get("SLURM_NNODES", "1"))
+    nodes = int(
+        os.environ.get("NNODES") or os.environ.get("SLURM_NNODES") or "1"
+    )  # as lib.engines.nodes has it
     taken = max(0.0, total - free - 1.0)  # less than that is a context of ours
     return replace(like, name=name, memory=round(total, 1), devices=count, nodes=nodes, taken=taken)
 
