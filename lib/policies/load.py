@@ -31,8 +31,8 @@ CHECKPOINTS = ROOT / "data" / "checkpoints"
 
 # Bars are drawn again and again in a saved notebook; runs log what matters as numbers instead.
 transformers.utils.logging.disable_progress_bar()
-# peft still asks transformers by the old name.
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+# peft, and we for the sake of transformers 5.17, still use the old names.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
 
 
 def load_policy(
