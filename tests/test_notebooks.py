@@ -67,7 +67,9 @@ def test_the_skeleton(notebook):
 
 
 def test_code_cells_are_short(notebook):
-    lengths = sorted(len(cell.source.splitlines()) for cell in code_cells(notebook))
+    """Parameters are a table, a line each, and may be more."""
+    cells = [cell for cell in code_cells(notebook) if "parameters" not in cell.metadata.get("tags", [])]
+    lengths = sorted(len(cell.source.splitlines()) for cell in cells)
     assert lengths[-1] <= 30
     assert lengths[len(lengths) // 2] < 12
 
