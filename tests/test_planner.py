@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import weakref
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from lib.studies.planner import formulas as f
 from lib.studies.planner import machines, stages, training
 from lib.studies.planner.levers import change, fits
 from lib.studies.planner.models import PlanError, find_model, smaller
+from lib.studies.scale_up import LiveBytes
 
 NOTEBOOKS = {path.stem[:2]: path for path in find_notebooks()}
 PROFILES = yaml.safe_load(machines.FILE.read_text())["profiles"]
@@ -36,37 +36,6 @@ def planned(number, values, machine):
 
 
 # ---- closed forms against traces -----------------------------------------------------------------
-
-
-class Peak(torch.utils._python_dispatch.TorchDispatchMode):
-    """Bytes of the storages that live, and the most that lived at once."""
-
-    def __init__(self, tensors):
-        super().__init__()
-        self.now = self.most = 0
-        self.known = set()
-        self._look(list(tensors))
-
-    def _look(self, tree):
-        torch.utils._pytree.tree_map_only(torch.Tensor, self._add, tree)
-
-    def _add(self, tensor):
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.now += size
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key, size):
-        self.known.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self._look(result)
-        return result
 
 
 @pytest.fixture
@@ -124,13 +93,13 @@ def traced(model, trained, rows, tokens, *, scored=True, steps=1):
     with FakeTensorMode():
         fake_weights(made)
         ids = torch.ones(rows, tokens, dtype=torch.long)
-        with (peak := Peak([*made.parameters(), ids])):
+        with (live := LiveBytes(*made.parameters(), ids)):
             for _ in range(steps):  # in the second, gradients are there, as GRPO accumulates
                 with torch.autocast("cpu", torch.bfloat16, enabled=scored):
                     named = {"fused_lm_head": True} if scored else {}
                     loss = made(input_ids=ids, labels=ids, use_cache=False, **named).loss  # the rest goes
                 loss.backward()
-    return peak.most
+    return live.peak
 
 
 def sharded(model, world, rows, tokens):
