@@ -124,7 +124,7 @@ def _answer(folder: Path) -> None:
     requests = [Request(**_tuples(one)) for one in asked["requests"]]
     begun = time.monotonic()
     # All prompts are read at once: on a CPU one that is read in parts cannot have a seed.
-    room = {"memory_share": 0.2, "max_model_len": 512, "max_num_batched_tokens": 2**15}
+    room: dict[str, Any] = {"memory_share": 0.2, "max_model_len": 512, "max_num_batched_tokens": 2**15}
     engine = load_engine("vllm", asked["model"], **room)
     ready, found = time.monotonic(), []
     for one in asked["samplings"]:
