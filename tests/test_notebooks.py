@@ -91,7 +91,8 @@ def test_parameters_are_declared_and_used(path):
 
 
 def test_profile_files_fit(path):
-    for profile in {file.parent.name for file in (NOTEBOOKS / "profiles").glob("*/[0-9]*.yaml")}:
+    profiles = {file.parent.name for file in (NOTEBOOKS / "profiles").glob("*/[0-9]*.yaml")}
+    for profile in profiles - {"dry_run"}:  # what lies over the others: tests/test_dry_run.py
         assert not list(plan(path, profile, {}).check())
 
 
