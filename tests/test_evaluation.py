@@ -1,4 +1,6 @@
 import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from lib.dial import TIERS, dial_tokenizer, new_dial_model, sample_questions, to
 from lib.engines.local import decision_states
 from lib.formats import ReasoningFormat
 from lib.measure import evaluation, intervals
+from lib.measure.asking import asking
 from lib.tasks import Rollout, Task, rollout_table
 from lib.verify import is_correct
 
@@ -134,3 +137,17 @@ def test_a_summary_of_thinking():
     found = evaluation.summary(rollout_table(rollouts, tasks))
     numbers = {"accuracy": 2 / 3, "mean_tokens": 20.0, "nothinking_ratio": 2 / 3}
     assert found == {**numbers, "tiers": {"easy": numbers}, "depths": {"1": numbers}}
+
+
+def test_the_models_beside_make_room_while_one_is_asked(monkeypatch):
+    parked = []
+    monkeypatch.setattr("lib.measure.asking.parked", lambda *models: parked.append(models) or nullcontext())
+    with asking(("model", "tokenizer"), "transformers", "anywhere", beside=("other",)) as policy:
+        assert policy == ("model", "tokenizer") and parked == [("other",)]
+
+
+def test_vllm_is_not_asked_in_place_of_a_model_in_4_bits():
+    quantised = (SimpleNamespace(is_loaded_in_4bit=True), None)
+    refused = pytest.raises(ValueError, match="cannot ask a model in 4 bits: take ENGINE='transformers'")
+    with refused, asking(quantised, "vllm", "anywhere"):
+        pass

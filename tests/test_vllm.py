@@ -13,7 +13,8 @@ from lib.engines.base import Request, Sampling
 from lib.engines.local import TransformersEngine
 from lib.engines.serve import serving
 from lib.engines.server import ServerEngine
-from lib.policies.load import load_tokenizer
+from lib.measure.asking import asking
+from lib.policies.load import load_policy, load_tokenizer
 from lib.policies.save import save_policy
 
 pytestmark = pytest.mark.vllm
@@ -146,3 +147,14 @@ def test_a_real_server_gives_what_transformers_gives(wide, tmp_path, monkeypatch
     gaps = largest_gap(local, requests, greedy), largest_gap(local, requests, drawn)
     print(f"largest gap of a log-prob, served: greedy {gaps[0]:.1e}, drawn {gaps[1]:.1e}")
     assert max(gaps) < 1e-3
+
+
+def test_a_notebook_asks_vllm_in_place_of_its_model(tmp_path, monkeypatch):
+    """What ENGINE=vllm does: the model makes room, and a server of the same weights answers."""
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    policy = load_policy("dial-arm")
+    tasks = dial_tasks(12, seed=0)
+    with asking(policy, "vllm", "dial-arm") as engine:
+        assert isinstance(engine, ServerEngine)
+        served = ask(engine, tasks)
+    assert [one.text for one in served] == [one.text for one in ask(policy, tasks)]

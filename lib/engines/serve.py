@@ -35,6 +35,8 @@ def serving(base: str, log: Path, options: Sequence[str] = (), *, patience: floa
     usual = {"model": source, "served-model-name": base, "host": "127.0.0.1", "port": get_free_port()}
     usual |= {"data-parallel-size": max(1, torch.accelerator.device_count()), **pinned}
     usual |= {"logprobs-mode": "processed_logprobs"}  # of the distribution that tokens are drawn from
+    if not torch.accelerator.is_available():
+        usual["gpu-memory-utilization"] = 0.2  # of the main memory, which others need
     words = [word for name, value in usual.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words, *options]
     log.parent.mkdir(parents=True, exist_ok=True)
