@@ -33,6 +33,7 @@ RANDOM = ("random-qwen2", "random-qwen3")  # of lib.policies.random_models
 SHIPPED = tuple(sorted(path.parent.name for path in ROOT.glob("data/checkpoints/*/provenance.json")))
 TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict}
 
+REASONS = {"qlora": "weights in 4 bits cannot be cut into parts; take 'lora', or let each process have all"}
 _RANGE = re.compile(r"(>?)(-?[\d.e-]*?)\.\.(-?[\d.e-]*)")
 _NAME = re.compile(r"[A-Za-z0-9][\w.=+-]*")
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?")
@@ -112,7 +113,8 @@ def dependency_fault(relation: str, name: str, values: Mapping[str, Any]) -> str
         refused, _, other = on.partition(" with ")
         beside, choice = other.split()
         clash = value in refused.split() and values[beside] == choice
-        return f"{name}={value!r} does not go with {beside}={choice!r}" if clash else None
+        why = f": {REASONS[choice]}" if choice in REASONS else ""
+        return f"{name}={value!r} does not go with {beside}={choice!r}{why}" if clash else None
     if word == "divides":
         whole = eval(on, {"__builtins__": {}}, dict(values))
         return f"{name} must divide {on} = {whole:g}, got {value!r}" if whole % value else None
