@@ -8,6 +8,7 @@ import torch
 
 from lib import dial
 from lib.dial import TIERS, dial_tokenizer, new_dial_model, sample_questions, token_cost
+from lib.engines.base import Completion, Request, Sampling
 from lib.engines.local import decision_states
 from lib.formats import ReasoningFormat
 from lib.measure import evaluation, intervals
@@ -151,3 +152,25 @@ def test_vllm_is_not_asked_in_place_of_a_model_in_4_bits():
     refused = pytest.raises(ValueError, match="cannot ask a model in 4 bits: take ENGINE='transformers'")
     with refused, asking(quantised, "vllm", "anywhere"):
         pass
+
+
+def test_what_a_server_wrote_is_not_asked_again(monkeypatch, tmp_path):
+    """A measurement that was killed goes on; other weights at the same place begin anew."""
+    asked = []
+
+    def generate(requests, sampling):
+        asked.extend(requests)
+        return [Completion((1, 2), truncated=False) for _ in requests]
+
+    server = SimpleNamespace(tokenizer=None, generate=generate)
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    monkeypatch.setattr("lib.measure.asking.parked", lambda *models: nullcontext())
+    monkeypatch.setattr("lib.measure.asking.serving", lambda *given: nullcontext("http://here/v1"))
+    monkeypatch.setattr("lib.measure.asking.load_engine", lambda *given, **named: server)
+    requests = [Request((1,), key=(str(n), 0)) for n in range(3)]
+    for weights, fresh in (("a", 3), ("a", 0), ("b", 3)):
+        monkeypatch.setattr("lib.measure.asking.fingerprint", lambda source, weights=weights: weights)
+        with asking((None, None), "vllm", "org/name") as engine:
+            assert [one.ids for one in engine.generate(requests, Sampling())] == [(1, 2)] * 3
+        assert len(asked) == fresh
+        asked.clear()
