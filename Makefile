@@ -18,12 +18,13 @@ READY := .venv/ready
 VLLM_READY := .venv-vllm/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help course plan dry-run sweep reference test test-vllm lab lint lock stamp clean
+.PHONY: help course plan dry-run sweep reference test test-vllm gpu-smoke lab lint lock stamp clean
 
 help:  ## Say what there is
 	@echo "make course [PROFILE=cpu|smoke]   execute every notebook into runs/<profile>/"
 	@echo "make test                         run the quick tests; make test ARGS=\"-m slow\" runs the others"
 	@echo "make test-vllm                    run the tests of vLLM in an environment of its own, .venv-vllm"
+	@echo "make gpu-smoke                    three steps of everything, for a machine with a card"
 	@echo "make lab                          open JupyterLab"
 	@echo "make lint                         check style (notebooks included), floors and types"
 	@echo "make plan PROFILE=single_gpu [MACHINE=24gb]   does it fit, stage by stage, and how long does it take"
@@ -56,6 +57,9 @@ test: $(READY)  ## Run the tests
 
 test-vllm: $(VLLM_READY)  ## vLLM allows other versions than ours
 	@.venv-vllm/bin/python -m pytest -m vllm $(ARGS)
+
+gpu-smoke: $(READY)  ## With .venv-vllm's python: make gpu-smoke BIN=.venv-vllm/bin
+	@$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir notebooks
