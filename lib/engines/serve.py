@@ -6,6 +6,7 @@ address for every "{url}" in it. Stop a server before training: it holds the dev
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -42,7 +43,12 @@ def serving(base: str, log: Path, options: Sequence[str] = (), *, patience: floa
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
     try:
         _wait(process, f"http://127.0.0.1:{usual['port']}/health", log, time.monotonic() + patience)
@@ -54,6 +60,11 @@ def serving(base: str, log: Path, options: Sequence[str] = (), *, patience: floa
                 process.wait(60)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
+
+
+def _end_with_parent() -> None:
+    """In the new process: SIGTERM as soon as the one that started it is gone, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _wait(process: subprocess.Popen[bytes], health: str, log: Path, end: float) -> None:
