@@ -27,7 +27,7 @@ from lib.runs import Run, write_json, write_rows
 from lib.tasks import task_rows
 from lib.thinking import OPEN
 
-MOMENTS = int(os.environ.get("KILLS", "4"))  # KILLS=10: ten
+MOMENTS = int(os.environ.get("KILLS", "2"))  # KILLS=10: ten
 COMMAND = "import json, sys; from lib.engines.launch import run; print(run(**json.load(open(sys.argv[1]))))"
 STEPS = 12
 
