@@ -155,6 +155,6 @@ def test_a_notebook_asks_vllm_in_place_of_its_model(tmp_path, monkeypatch):
     policy = load_policy("dial-arm")
     tasks = dial_tasks(12, seed=0)
     with asking(policy, "vllm", "dial-arm") as engine:
-        assert isinstance(engine, ServerEngine)
+        assert isinstance(engine.engine, ServerEngine)  # what it wrote is kept
         served = ask(engine, tasks)
     assert [one.text for one in served] == [one.text for one in ask(policy, tasks)]
