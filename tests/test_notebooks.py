@@ -122,8 +122,10 @@ def test_outputs_are_clean(notebook):
         for output in cell.outputs:
             assert output.output_type != "error"
             assert output.get("name") != "stderr", f"noise in the outputs: {output.text}"
-            text = str(output.get("text", "")) + str(output.get("data", {}).get("text/html", ""))
+            data = {kind: value for kind, value in output.get("data", {}).items() if "image" not in kind}
+            text = f"{output.get('text', '')}{data}"
             assert "Warning" not in text
+            assert "PosixPath" not in text and not re.search(r"/\S+/runs/", text), "a path in the outputs"
             assert not any(place in text for place in here if place != "/"), (
                 "a path of this machine in the outputs"
             )
