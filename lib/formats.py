@@ -97,7 +97,7 @@ def parse_response(text: str) -> ParsedResponse:
         problem = f"text between </{format.tag}> and <ANSWER>"
     elif not answer:
         problem = "the answer is empty"
-    elif format is not ReasoningFormat.DIRECT and not rationale:
+    elif format is not ReasoningFormat.DIRECT and not any(map(str.isprintable, rationale)):
         problem = "the rationale is empty"
     return ParsedResponse(format, rationale, answer or None, problem is None, problem)
 

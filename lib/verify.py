@@ -10,7 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 from lib.formats import find_answer_like_arm, parse_response, parse_response_like_arm
@@ -19,7 +19,7 @@ Kind = str  # "number", "latex", "choice" or "text"; it comes with the rows of a
 Rules = Literal["strict", "arm_training", "arm_evaluation"]
 
 MAX_LENGTH = 2_000  # characters; the longest answer of MATH-500 has 53
-TIME_LIMIT_S = 5.0  # for one comparison of LaTeX, which takes about a millisecond
+TIME_LIMIT_S = 2.0  # of the processor, for one comparison of LaTeX, which takes about a millisecond
 MEMORY_LIMIT = 2 << 30  # bytes, for the process that compares LaTeX
 
 
@@ -33,8 +33,10 @@ def is_correct(prediction: str | None, reference: str, kind: Kind = "number") ->
         even a unit, makes it no number.
     latex: one expression, bare or in $..$, \\(..\\), \\[..\\] or \\boxed{..}, compared by math-verify to
         12 decimals. `x = 5` is 5; a chain or an equation without a variable is no answer. A unit is
-        one word in \\text. math-verify takes 50\\% for 50 and for 0.5. What takes longer than
-        `TIME_LIMIT_S` is wrong. Safe in threads; POSIX only; the first call starts a process (0.3 s).
+        one word in \\text, and that of the reference where it has one; number words, bases, primes and
+        approximations must stand in both; \\{1,2\\} is not (1,2). math-verify takes 50\\% for 50 and for 0.5.
+        What takes longer than `TIME_LIMIT_S` is wrong. Safe in threads; POSIX only; the first call
+        starts a process (0.3 s).
     choice: one capital letter, bare or in parentheses: B or (B), not `B.`, `b` or `B) the sea`.
     text: equal up to case and whitespace.
 
@@ -175,13 +177,39 @@ _SECOND = re.compile(r"\\boxed|(?<!\\)(?:\$|\\[()\[\]])")  # what is left of a s
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm)[a-z]*\s*\{([^{}]*)\}")
 
 
+# What math-verify drops, though it decides: an answer may have it only as the reference has it.
+_DECIDING = (
+    re.compile(r"\d\s*_\s*\{?\s*(\d+)"),  # a base
+    re.compile(r"('|\\prime\b)"),
+    re.compile(r"(\\(?:approx|simeq|sim|cong|equiv|doteq)(?![a-zA-Z])|≈|≡)"),
+)
+_NUMBER_WORD = re.compile(
+    "half|third|quarter|double|twice|pair|dozen|score|hundred|thousand|[mb]illion|trillion|percent|per|cent|and|"
+    "or|not|minus|plus|time|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+)
+
+
 def _latex_equal(prediction: str, reference: str) -> bool:
     answer, gold = _bare_latex(prediction), _bare_latex(reference)
     if not answer or not gold:
         return False
-    # math-verify drops words, so `5\text{, not 7}` would pass: only a unit may stand beside the answer.
-    words = set(_TEXT.findall(answer)) - set(_TEXT.findall(gold))
-    return all(word.strip(" .").isalpha() for word in words) and _ask("strict", answer, gold)
+    if not all(set(mark.findall(answer)) <= set(mark.findall(gold)) for mark in _DECIDING):
+        return False
+    fences = {text[0] for text in (answer.replace("\\{", "{"), gold.replace("\\{", "{"))}
+    return fences != {"{", "("} and _units_fit(answer, gold) and _ask("strict", answer, gold)
+
+
+def _units_fit(answer: str, gold: str) -> bool:
+    """Whether the words of an answer are those of the reference, or a unit beside one that has none.
+
+    math-verify drops words, so `5\\text{, not 7}` would pass.
+    """
+    words, known = (
+        {word.strip(" .").casefold().removesuffix("s") for word in _TEXT.findall(text)}
+        for text in (answer, gold)
+    )
+    is_unit = not known and all(map(str.isalpha, words)) and not any(map(_NUMBER_WORD.fullmatch, words))
+    return not words or words == known or is_unit
 
 
 def _bare_latex(text: str) -> str | None:
@@ -225,14 +253,16 @@ def _is_odd_relation(found: object) -> bool:
 
 # ---- the process that compares LaTeX -----------------------------------------------------------
 # sympy can take for ever (9^{9^9}), and a thread cannot be stopped. So mathematics is compared in a
-# process that is idle or busy with one question, and that dies by its own alarm at the time limit. It is not
-# one of multiprocessing's, or Pebble's: they import the main module again, with its torch, or fork.
+# process that is idle or busy with one question, and that dies by its own alarm when it has worked for the
+# time limit: its own seconds, so that a busy machine makes no answer wrong. It is not one of
+# multiprocessing's, or Pebble's: they import the main module again, with its torch, or fork.
 
 _idle: list[subprocess.Popen[str]] = []
 if hasattr(os, "register_at_fork"):  # two owners of one pipe would mix up the replies
     os.register_at_fork(after_in_child=_idle.clear)
 
 
+@lru_cache(maxsize=1 << 14)  # a policy that found a slow answer repeats it
 def _ask(rules: str, prediction: str, reference: str) -> bool:
     """Compare in another process; False where that takes longer than TIME_LIMIT_S or too much memory."""
     if len(prediction) > MAX_LENGTH:
@@ -277,15 +307,15 @@ def _serve() -> None:
     replies, sys.stdout = sys.stdout, sys.stderr  # antlr prints its warnings
     with suppress(ValueError, OSError):  # macOS knows no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     import math_verify  # noqa: F401  the import is slow, so it is done before any clock runs
 
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
         limit, *question = json.loads(line)
         equal = False
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        signal.setitimer(signal.ITIMER_PROF, limit)
         with suppress(Exception):
             equal = _math_verify(*question)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(bool(equal)), file=replies, flush=True)

@@ -206,6 +206,66 @@ def test_arm_evaluates_yes_and_no_as_in_bbh_and_never_trained_on_them():
         is_response_correct("<ANSWER>Yes</ANSWER>", "Yes", "text", rules="arm_training")
 
 
+# ---- what math-verify drops, though it decides --------------------------------------------------
+
+UNITS = ("cm", "m", "kg", "mph", "degrees", "dollars", "hours", "units", "square feet".replace(" ", ""), "N")
+NUMBERS = ("5", "0.25", "-3", r"\frac{7}{2}", r"2\sqrt{3}", "12")
+NUMBER_WORDS = ("million", "billion", "dozen", "hundred", "thousand", "percent", "half", "and", "or")
+DROPPED = [
+    *((rf"{n}\text{{ {unit}}}", n, True) for n in NUMBERS for unit in UNITS),
+    *((n, rf"{n}\text{{ {unit}}}", True) for n in NUMBERS[:3] for unit in UNITS),
+    *((rf"{n}\text{{ {unit}}}", rf"{n}\mbox{{ {unit}}}", True) for n in NUMBERS[:2] for unit in UNITS),
+    *((rf"{n}\text{{ {unit}}}", rf"{n}\text{{ k{unit}}}", False) for n in NUMBERS for unit in UNITS),
+    *((rf"{n}\text{{ {word}}}", n, False) for n in NUMBERS for word in NUMBER_WORDS),
+    (r"3\text{ meter}", r"3\text{ meters}", True),
+    (r"5.4\text{ million}", r"5.4\text{ million}", True),
+    (r"5.4\text{ billion}", r"5.4\text{ million}", False),
+    (r"5\text{percent}", ".05", False),
+    (r"5\mathrm{kg}", r"5\mathrm{g}", False),
+    ("2220_5", "2220_{5}", True),
+    ("2220", "2220_5", True),
+    ("2220_7", "2220_5", False),
+    ("2220_{12}", "2220_{5}", False),
+    ("5_{10}", "5", False),
+    ("x_1 = 5", "5", True),
+    ("f'(x)=5", "f(x)=5", False),
+    ("f'(x)=5", "f'(x)=5", True),
+    ("5'", "5", False),
+    (r"5^{\prime}", "5", False),
+    (r"x\approx5", "5", False),
+    (r"x \approx 5", r"x \approx 5", True),
+    (r"x\equiv5", "5", False),
+    (r"x\simeq 5", "5", False),
+    ("x ≈ 5", "5", False),
+    (r"\{1,2\}", "(1,2)", False),
+    ("(1,2)", r"\{1,2\}", False),
+    (r"\{2,1\}", r"\{1,2\}", True),
+    ("1,2", r"\{1,2\}", True),
+    ("[1,2]", "(1,2)", False),
+    ("(1,2]", "[1,2]", False),
+    (r"\{1,2,3\}", r"\{1,2\}", False),
+]
+
+
+def test_there_are_more_than_two_hundred_pairs():
+    assert len(set(DROPPED)) > 200
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_what_decides_is_not_dropped(right):
+    wrongly = [
+        (answer, gold)
+        for answer, gold, expected in DROPPED
+        if expected is right and is_correct(answer, gold, "latex") is not right
+    ]
+    assert not wrongly
+
+
+def test_a_rationale_that_nobody_can_see_is_empty():
+    response = "<COT>\n\N{ZERO WIDTH SPACE}\n</COT>\n<ANSWER>\n5\n</ANSWER>"
+    assert parse_response(response).problem == "the rationale is empty"
+
+
 # ---- threads, time, memory ---------------------------------------------------------------------
 
 # 9^(9^9) has 370 million digits; the sum has ten million terms.
@@ -223,6 +283,7 @@ def test_four_threads_get_the_answers_of_one():
 @pytest.mark.parametrize("rules", ["strict", "arm_training", "arm_evaluation"])
 def test_the_time_limit_holds_in_every_thread(rules, monkeypatch):
     monkeypatch.setattr(verify, "TIME_LIMIT_S", 1.0)
+    verify._ask.cache_clear()
 
     def timed(expression: str) -> tuple[bool, float]:
         started = time.monotonic()
@@ -236,6 +297,14 @@ def test_the_time_limit_holds_in_every_thread(rules, monkeypatch):
         assert not right
         assert 1.0 <= seconds < 5.0, "it ended by itself, or the limit did not hold"  # start-up included
     assert timed("5")[0], "after a process has ended, the next one answers"
+
+
+def test_a_slow_answer_costs_its_time_once(monkeypatch):
+    monkeypatch.setattr(verify, "TIME_LIMIT_S", 1.0)
+    verify._ask.cache_clear()
+    started = time.monotonic()
+    assert not any(is_correct(ENDLESS[0], "5", "latex") for _ in range(96))
+    assert time.monotonic() - started < 5.0
 
 
 @pytest.mark.parametrize("expression", ENDLESS)
@@ -267,7 +336,7 @@ def test_without_math_verify_latex_is_an_error_and_not_a_wrong_answer(monkeypatc
     monkeypatch.setattr(verify, "_idle", [])
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(RuntimeError, match="math_verify"):
-        is_correct("5", "5", "latex")
+        is_correct("5", "55", "latex")
     assert is_correct("5", "5", "number")
 
 
