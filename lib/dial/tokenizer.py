@@ -11,7 +11,7 @@ from lib.dial.world import COLOURS, PAUSES, WORLDS
 from lib.formats import ReasoningFormat
 
 
-def new_dial_model(*, seed: int, layers: int = 3, width: int = 96) -> PreTrainedModel:
+def new_dial_model(*, seed: int, layers: int = 3, width: int = 96, wide: int = 320) -> PreTrainedModel:
     """An untrained Qwen3-architecture model for the dial tokenizer, about 0.4 million parameters."""
     tokenizer = dial_tokenizer()
     set_seed(seed)
@@ -19,7 +19,7 @@ def new_dial_model(*, seed: int, layers: int = 3, width: int = 96) -> PreTrained
         Qwen3Config(
             vocab_size=len(tokenizer),
             hidden_size=width,
-            intermediate_size=320,
+            intermediate_size=wide,
             num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=4,
