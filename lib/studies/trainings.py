@@ -12,20 +12,18 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.dial import thinker
 from lib.dial.tasks import dial_tasks, gold_rows
-from lib.dial.world import MAX_DEPTH, TIERS, sample_questions
+from lib.dial.world import MAX_DEPTH, sample_questions
 from lib.engines.ask import ask
 from lib.engines.local import decision_states
-from lib.formats import ReasoningFormat
 from lib.measure.evaluation import ask_in_every_format, format_report, probe_accuracy, summary
 from lib.measure.modes import answer
 from lib.methods import METHODS, MethodConfig
@@ -34,14 +32,14 @@ from lib.methods.sft import SFTConfig, train_sft
 from lib.policies.adapters import merge_adapter
 from lib.policies.load import CHECKPOINTS, load_policy
 from lib.policies.save import save_policy
-from lib.runs import ROOT, Run, provenance, read_json, start_run, write_atomically, write_json
+from lib.runs import Run, provenance, read_json, start_run, write_atomically, write_json
+from lib.studies.causes import ada_grpo
+from lib.studies.records import RUNS, SFT_SHARE, Outcome
 from lib.studies.reference_samples import sample_reference
 from lib.studies.thinking_baselines import mixed_rows, sample_modes, shortest_pairs, train_dpo
 from lib.tasks import rollout_table, task_rows
 from lib.thinking import CLOSE, NOTHINKING, read_thinking, thinking_tasks, with_reference
 
-RUNS = ROOT / "data" / "reference_runs"
-MOST_ROWS = 40  # of metrics.jsonl: a curve needs no more
 DETAILS = (
     "completions/",
     "runtime",
@@ -53,17 +51,6 @@ DETAILS = (
     "num_tokens",
     "epoch",
 )
-SFT_SHARE = 0.7  # of the training questions; the others are kept for RL
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training gave: numbers for summary.json, facts for provenance.json, and the policy."""
-
-    summary: dict[str, Any]
-    facts: dict[str, Any]
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
 
 
 def sft(method: str, seed: int, run: Run) -> Outcome:
@@ -85,30 +72,6 @@ def sft(method: str, seed: int, run: Run) -> Outcome:
     states = decision_states(model, tokenizer, [task.prompt for task in tasks])
     report["probe_accuracy"] = probe_accuracy(states, [task.tier for task in tasks])
     return Outcome(report, facts, model, tokenizer)
-
-
-ADA_GRPO: dict[str, dict[str, Any]] = {
-    "ada_grpo": {},
-    "no_decay": {"decay": False},
-    "constant_rate": {"cooldown": 0.0},
-    "hard_only": {},  # the same on hard questions alone
-    **{f"without_{format}": {"without": format.value} for format in ReasoningFormat},
-}
-
-
-def ada_grpo(method: str, seed: int, run: Run) -> Outcome:
-    """Notebook 03: dial-sft trained by Ada-GRPO, by GRPO, or by Ada-GRPO with something taken away."""
-    name = "grpo" if method == "grpo" else "ada_grpo"
-    config = METHODS[name].cpu(seed=seed, **ADA_GRPO.get(method, {}))
-    depths = TIERS["hard"] if method == "hard_only" else None
-    count = config.batches * config.prompts
-    tasks = dial_tasks(count, split="train", seed=seed, sft_share=SFT_SHARE, depths=depths)
-    model, tokenizer, facts = fit(config, task_rows(tasks), run, say=print)
-    asked = dial_tasks(1200, seed=23)
-    # ARM evaluates at temperature 0.7.
-    rollouts = answer((model, tokenizer), asked, temperature=0.7, seed=seed)
-    run.keep_rollouts("test", rollouts)
-    return Outcome(summary(rollout_table(rollouts, asked)), facts, model, tokenizer)
 
 
 THINKING_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -216,8 +179,10 @@ def make(number: str, method: str, seed: int, *, ship: str | None = None) -> Pat
     facts |= outcome.facts
     write_json(RUNS / place / "summary.json", outcome.summary)
     write_json(RUNS / place / "provenance.json", provenance(**facts))
-    if logged := run.metrics():
-        lines = [json.dumps(row) + "\n" for row in thinned(logged)]
+    for name, table in outcome.tables.items():
+        write_atomically(RUNS / place / f"{name}.parquet", table.to_parquet(index=False, compression="zstd"))
+    if outcome.log_rows and (logged := run.metrics()):
+        lines = [json.dumps(row) + "\n" for row in thinned(logged, outcome.log_rows)]
         write_atomically(RUNS / place / "metrics.jsonl", "".join(lines))
     if ship:
         save_policy(outcome.model, outcome.tokenizer, CHECKPOINTS / ship, **facts)
@@ -235,8 +200,8 @@ def read_runs(number: str, method: str) -> tuple[pd.DataFrame, list[dict[str, An
     return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame(), summaries
 
 
-def thinned(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """Evaluations as they are, and of training at most `MOST_ROWS` means of rows that follow one another.
+def thinned(rows: Sequence[Mapping[str, float]], most: int) -> list[dict[str, float]]:
+    """Evaluations as they are, and of training at most `most` means of rows that follow one another.
 
     Five digits, no details.
     """
@@ -245,7 +210,7 @@ def thinned(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
         [r for r, e in zip(rows, is_evaluation, strict=True) if e == kind] for kind in (1, 0)
     )
     table = pd.DataFrame(trained)
-    windows = table.groupby(table.index // max(1, math.ceil(len(table) / MOST_ROWS)))
+    windows = table.groupby(table.index // max(1, math.ceil(len(table) / most)))
     means = windows.mean().assign(step=windows["step"].last()) if trained else table
     kept = [*evaluated, *(row.dropna().to_dict() for _, row in means.iterrows())]
     return [
