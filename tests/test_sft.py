@@ -29,7 +29,7 @@ from lib.methods.sft import (
     make_trainer,
     train_sft,
 )
-from lib.methods.sft_rows import IGNORED, encode, encode_rows, masking_faults, read_rows
+from lib.methods.sft_rows import IGNORED, by_length, encode, encode_rows, masking_faults, read_rows
 from lib.methods.training import accumulation_steps
 from lib.policies.adapters import add_lora, merge_adapter, start_embeddings
 from lib.policies.load import load_policy
@@ -172,6 +172,21 @@ def test_micro_batches_do_not_change_the_loss(config, weighting):
     assert first["micro"]["grad_norm"] == pytest.approx(first["whole"]["grad_norm"], rel=1e-4)
     for format in ReasoningFormat:
         assert first["micro"][f"loss_{format}"] == pytest.approx(first["whole"][f"loss_{format}"], rel=1e-5)
+
+
+def test_rows_of_like_length_share_a_micro_batch():
+    lengths = [[5, 2], [7, 3], [4, 6]]
+    batches = []
+    for pair in lengths:
+        mask = (torch.arange(max(pair)) < torch.tensor(pair)[:, None]).long()
+        ids = torch.tensor(pair)[:, None] * mask
+        batches.append({"input_ids": ids, "labels": ids.where(mask > 0, -100), "attention_mask": mask})
+    found = by_length(batches)
+    assert [batch["attention_mask"].sum(1).tolist() for batch in found] == [[2, 3], [4, 5], [6, 7]]
+    for batch in found:
+        real = batch["attention_mask"] > 0
+        assert batch["input_ids"].shape[1] == real.sum(1).max()
+        assert (batch["labels"][~real] == -100).all() and (batch["labels"] == batch["input_ids"])[real].all()
 
 
 def test_the_loss_of_each_format_is_the_mean_over_its_tokens(config, base):

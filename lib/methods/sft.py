@@ -23,7 +23,7 @@ from lib.checked import Range
 from lib.formats import ReasoningFormat, detect_format
 from lib.methods.base import Count, TrainingConfig, by_name
 from lib.methods.callbacks import RunCallback
-from lib.methods.sft_rows import IGNORED, encode_rows, masking_faults, read_rows
+from lib.methods.sft_rows import IGNORED, by_length, encode_rows, masking_faults, read_rows
 from lib.methods.training import (
     Facts,
     Rows,
@@ -78,7 +78,7 @@ class SFTConfig(TrainingConfig):
 
     @classmethod
     def cpu(cls, base: str = "dial-base", **changes: Any) -> Self:
-        """For the dial world: 350 steps, about three minutes on one core.
+        """For the dial world: 350 steps, a few minutes on one core.
 
         A real tokenizer spells a tag from pieces that the base knows. Here a tag is one token, new to the
         base, and it never led to an answer. After `shows` the base knows what to do, so `<ANSWER>` starts
@@ -89,7 +89,7 @@ class SFTConfig(TrainingConfig):
             "learning_rate": 6e-3,
             "max_steps": 350,
             "batch_size": 64,
-            "micro_batch_size": 64,
+            "micro_batch_size": 16,
             "max_length": 256,
             "precision": "float32",
             "gradient_checkpointing": False,
@@ -133,6 +133,11 @@ class SFTTrainer(trl.SFTTrainer):
         self._openings = [*map(len, ids), 1]  # tokens of each format's tag
         self._losses: dict[str, torch.Tensor] = {}  # mode: per format and in all, sum of losses and tokens
         self._tokens, self._since = 0, time.monotonic()
+
+    def get_batch_samples(self, *arguments: Any, **named: Any) -> tuple[list, Any]:
+        """The micro-batches of a step, with rows of like length together: padding is not computed."""
+        batches, count = super().get_batch_samples(*arguments, **named)
+        return by_length(batches) if len(batches) > 1 else batches, count
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

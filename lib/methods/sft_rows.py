@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from lib.sources.files import RowError, file_rows
@@ -47,11 +48,31 @@ def read_rows(path: str | Path, texts: Sequence[str] = ("prompt", "completion"))
     return rows
 
 
+def by_length(batches: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """The rows of a step's micro-batches, put together anew by length, each cut after its longest row."""
+    width = max(batch["input_ids"].shape[1] for batch in batches)
+    fill = {"labels": IGNORED}  # ids of padding are masked, whatever they are
+    joined = {
+        name: torch.cat(
+            [
+                pad(batch[name], (0, width - batch[name].shape[1]), value=fill.get(name, 0))
+                for batch in batches
+            ]
+        )
+        for name in batches[0]
+    }
+    lengths, order = joined["attention_mask"].sum(1).sort(stable=True)
+    return [
+        {name: values[rows, : int(ends.max())] for name, values in joined.items()}
+        for rows, ends in zip(order.chunk(len(batches)), lengths.chunk(len(batches)), strict=True)
+    ]
+
+
 def masking_faults(batch: Mapping[str, torch.Tensor], eos_token_id: int) -> list[str]:
     """What is wrong with the labels of a batch, in words; nothing in a sound one.
 
-    Three faults let training look well and spoil the model: loss on the prompt, no end token, and an
-    end token without loss (as where padding is the end token and is masked by its id).
+    Training looks well all the same. No end token and one without loss (as where padding is the end token
+    and is masked by its id) are one fault: the end is not taught. The other is loss on the prompt.
     """
     labels, ids, real = batch["labels"], batch["input_ids"], batch["attention_mask"].bool()
     rows, places = torch.arange(len(ids)), torch.arange(ids.shape[1])
