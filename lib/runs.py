@@ -1,6 +1,7 @@
 """Run folders: where a run keeps its configuration, metrics and checkpoint, and where they came from.
 
-    runs/<profile>/<notebook>[/<run name>]/config.json  metrics.jsonl  metrics.json  rollouts/  checkpoint/
+    runs/<profile>/<notebook>[/<run name>]/config.json  metrics.jsonl  metrics.json  numbers.json
+                                            rollouts/  checkpoint/
 
 Every file is replaced in one step, so a reader never sees half of one, and a killed run resumes. What was
 trained is kept with the settings that decide it: the same settings find it again, others train beside it.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -25,6 +27,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +134,15 @@ class Run:
         write_json(self.folder / "metrics.json", metrics)
         return dict(metrics)
 
+    def quote(self, /, **numbers: Any) -> None:
+        """Add numbers that the notebook's text quotes, plain or in dicts, to numbers.json.
+
+        Shares stay shares: the text may say them in per cent. What is not finite (nothing was measured)
+        is left out; ValueError for what is no number.
+        """
+        path = self.folder / "numbers.json"
+        write_json(path, _merged(read_json(path) if path.exists() else {}, numbers))
+
     # -- what was trained, and with which settings
 
     def claim(
@@ -212,6 +224,7 @@ def start_run(notebook: str, profile: str, config: Mapping[str, Any], name: str 
     if path.exists() and read_json(path) != json.loads(json.dumps(dict(config))):
         _move(("config.json", "metrics.json", "rollouts"), folder, folder / "previous" / _now())
     write_json(path, config)
+    (folder / "numbers.json").unlink(missing_ok=True)
     return Run(folder, config)
 
 
@@ -233,6 +246,23 @@ def digest(value: Any) -> str:
     """A short hash of anything that JSON can hold, tensors too, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, default=lambda tensor: tensor.detach().cpu().tolist())
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[Any, Any], place: str = "") -> dict[str, Any]:
+    """Nested numbers over older ones; no key holds a dot, for `a.b` looks them up."""
+    merged = dict(old)
+    for key, value in new.items():
+        name, path = str(key), f"{place}{key}"
+        if "." in name:
+            raise ValueError(f"quote: {path!r} cannot be looked up as a.b; use keys without a dot")
+        if isinstance(value, Mapping):
+            inner = merged.get(name)
+            merged[name] = _merged(inner if isinstance(inner, dict) else {}, value, f"{path}.")
+        elif isinstance(value, bool) or not isinstance(value, Real):
+            raise ValueError(f"quote: {path} must be a number, got {value!r}")
+        elif math.isfinite(value):
+            merged[name] = int(value) if isinstance(value, Integral) else float(value)
+    return merged
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -189,6 +189,20 @@ def test_stamping_brings_outputs_home_and_a_change_makes_the_stamp_stale(folder,
         stamp(path)
 
 
+def test_stamping_brings_home_what_the_text_quotes(folder, private_runs):
+    """Sorted and to six digits; gone when nothing is quoted any more."""
+    quotes = "from lib.runs import start_run\n\nrun = start_run('00_a', PROFILE, {})\n"
+    path = write(folder, "00_a", USES, quotes + "run.quote(b=2 / 3, a={'n': 3})")
+    run_course(folder=folder)
+    stamp(path)
+    kept = folder.parent / "data" / "numbers" / "00_a.json"
+    assert kept.read_text() == '{\n  "a": {\n    "n": 3\n  },\n  "b": 0.666667\n}\n'
+    write(folder, "00_a", USES, quotes)
+    run_course(folder=folder)
+    stamp(path)
+    assert not kept.exists()
+
+
 def test_a_run_with_other_parameters_is_not_stamped(folder):
     path = write(folder, "00_a", USES)
     run_course(folder=folder, overrides={"STEPS": 1})

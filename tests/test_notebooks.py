@@ -27,6 +27,7 @@ HEADINGS = [
 FORBIDDEN = re.compile(
     r"^\s*[!%]|\bsys\.path\b|\bos\.chdir\b|\bnotebook_login\b|trust_remote_code|\bpip install\b", re.M
 )
+SECOND_EDITION = ("00", "01", "02", "03", "04")  # the others follow
 NOTEBOOK_PATHS = find_notebooks()
 SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
 
@@ -58,12 +59,34 @@ def test_the_skeleton(notebook):
     assert [len(tagged(notebook, tag)) for tag in ("parameters", "setup", "record")] == [1, 1, 1]
     assert notebook.cells[2] is tagged(notebook, "parameters")[0]
     assert notebook.cells[3] is tagged(notebook, "setup")[0]
-    assert notebook.cells[-1] is tagged(notebook, "record")[0]
-    lines = [
-        line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()
-    ]
-    found = [line for line in lines if line in HEADINGS]
-    assert found == HEADINGS
+    core, appendix = parts(notebook)
+    assert [line for line in lines(core) if line in HEADINGS] == HEADINGS
+    if appendix:
+        assert appendix[0].cell_type == "markdown" and appendix[0].source.startswith("## Appendix")
+        assert [line for line in lines(appendix) if re.match("##? ", line)] == ["## Appendix"]
+
+
+def test_the_core_can_be_read_in_a_session(path, notebook):
+    """Up to and including the record; what a first reader can leave out comes after it."""
+    if path.stem[:2] in SECOND_EDITION and "form" in notebook.metadata.get("converted", []):
+        assert len(parts(notebook)[0]) <= 52
+
+
+def parts(notebook):
+    """The core with the record, and the appendix."""
+    end = notebook.cells.index(tagged(notebook, "record")[0]) + 1
+    return notebook.cells[:end], notebook.cells[end:]
+
+
+def lines(cells):
+    return [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+
+
+@pytest.mark.xfail(reason="issue 13 is at work on them", strict=False)
+def test_all_of_the_second_edition_have_its_form():
+    for path in NOTEBOOK_PATHS:
+        notebook = nbformat.read(path, as_version=4)
+        assert path.stem[:2] not in SECOND_EDITION or "form" in notebook.metadata.get("converted", [])
 
 
 def test_code_cells_are_short(notebook):

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lib import runs
@@ -26,6 +28,33 @@ def test_a_run_folder_holds_config_metrics_and_result(private_runs):
     assert [row["loss"] for row in run.metrics()] == [2.0, 1.0]
     assert json.loads((folder / "metrics.json").read_text()) == {"accuracy": 0.5}
     assert run.checkpoint == folder / "checkpoint"
+
+
+def test_numbers_for_the_text_are_kept_until_the_notebook_starts_again():
+    run = start_run("00_x", "cpu", {"SEED": 1})
+    run.quote(saving={"all": 0.31}, tokens=np.float32(41.5))
+    run.quote(saving={"easy": np.int64(2)}, depth={7: {"direct": 0.2}}, nothing=math.nan)
+    quoted = {"saving": {"all": 0.31, "easy": 2}, "tokens": 41.5, "depth": {"7": {"direct": 0.2}}}
+    assert json.loads((run.folder / "numbers.json").read_text()) == quoted
+    run.quote(saving={"all": 0.29})
+    assert json.loads((run.folder / "numbers.json").read_text())["saving"] == {"all": 0.29, "easy": 2}
+    start_run("00_x", "cpu", {"SEED": 1})
+    assert not (run.folder / "numbers.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"saving": {"all": "0.31"}}, "quote: saving.all must be a number, got '0.31'"),
+        ({"right": True}, "quote: right must be a number, got True"),
+        ({"rate": {0.5: 1}}, "quote: 'rate.0.5' cannot be looked up"),
+    ],
+)
+def test_only_numbers_can_be_quoted(numbers, message):
+    run = start_run("00_x", "cpu", {})
+    with pytest.raises(ValueError, match=message):
+        run.quote(**numbers)
+    assert not (run.folder / "numbers.json").exists()
 
 
 def test_a_torn_last_line_is_left_out_and_rewinding_drops_what_comes_after():

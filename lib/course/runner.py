@@ -152,8 +152,9 @@ def _digest(notebook: nbformat.NotebookNode, planned: Plan) -> str:
     digest = hashlib.sha256(code_hash(notebook).encode())
     digest.update(json.dumps(planned.given, sort_keys=True).encode())
     digest.update(json.dumps(provenance()["versions"]).encode())
+    stamped = (ROOT / "data" / "figures", ROOT / "data" / "numbers")  # stamping writes these
     for file in sorted((ROOT / "lib").rglob("*.py")) + sorted((ROOT / "data").rglob("*.*")):
-        if file.is_file() and "figures" not in file.parts:  # stamping writes those
+        if file.is_file() and file.parent not in stamped:
             digest.update(file.read_bytes())
     for place in map(located, planned.named_paths()):
         for file in sorted(place.rglob("*")) if place.is_dir() else [place]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,17 @@ def stamp(path: Path) -> None:
     vouched = ("code_sha256", "profile", "versions", "date", "seconds", "peak_memory_mb")
     notebook.metadata.stamp = {name: origin[name] for name in vouched}
     write_atomically(path, nbformat.writes(notebook) + "\n")
+    _keep_numbers(target / "numbers.json", path.parent.parent / "data" / "numbers" / f"{path.stem}.json")
     _update_readme(path, record)
+
+
+def _keep_numbers(quoted: Path, kept: Path) -> None:
+    """Copy what the run quoted to where tests hold the text against it, to six digits, sorted."""
+    if quoted.exists():
+        numbers = json.loads(quoted.read_text(), parse_float=lambda text: float(f"{float(text):.6g}"))
+        write_atomically(kept, json.dumps(numbers, indent=2, sort_keys=True) + "\n")
+    else:
+        kept.unlink(missing_ok=True)
 
 
 def _update_readme(path: Path, record: Mapping[str, Any]) -> None:
