@@ -33,6 +33,7 @@ from lib.policies.adapters import merge_adapter
 from lib.policies.load import CHECKPOINTS, load_policy
 from lib.policies.save import save_policy
 from lib.runs import Run, provenance, read_json, start_run, write_atomically, write_json
+from lib.studies.arm_modes import inference_modes
 from lib.studies.causes import ada_grpo
 from lib.studies.records import RUNS, SFT_SHARE, Outcome
 from lib.studies.reference_samples import sample_reference
@@ -165,6 +166,7 @@ def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
 EXPERIMENTS: dict[str, tuple[str, Callable[[str, int, Run], Outcome]]] = {
     "02": ("02_qlora_sft", sft),
     "03": ("03_ada_grpo", ada_grpo),
+    "04": ("04_inference_modes", inference_modes),
     "05": ("05_adaptthink", adaptthink_or_baseline),
 }
 
