@@ -19,9 +19,26 @@ from chat_server import completion, serving
 from lib.dial import Question, dial_task, gold_response, rl_questions, sample_questions
 from lib.engines.server import ChatServer
 from lib.formats import ReasoningFormat, parse_response, render_response
+from lib.policies.load import load_policy, load_tokenizer
+from lib.runs import digest
 from lib.sources.loading import read_rows
-from lib.studies.sft_set import build_sft_set, card_markdown, check_response
-from lib.studies.teachers import Reply, chat_teacher, dataset_teacher, dial_teacher, teacher_prompt
+from lib.studies.sft_set import (
+    build_sft_set,
+    card_markdown,
+    check_form,
+    check_response,
+    dial_sft_set,
+    thread_rows,
+)
+from lib.studies.teachers import (
+    Reply,
+    base_teacher,
+    chat_teacher,
+    dataset_teacher,
+    dial_teacher,
+    lay_out,
+    teacher_prompt,
+)
 from lib.tasks import stage
 
 DIRECT, SHORT, CODE, LONG = ReasoningFormat
@@ -69,6 +86,23 @@ def test_the_same_seed_gives_the_same_set_and_another_seed_another_order(tmp_pat
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     one, other = dial_set(seed=5).rows, dial_set(seed=6).rows
     assert one != other and sorted(map(str, one)) == sorted(map(str, other))
+
+
+def test_notebooks_01_and_02_have_the_same_rows_to_the_byte(tmp_path, private_runs):
+    given = [dial_task(question) for question in sample_questions(60, seed=2)]
+    checked = build_sft_set(given, dict.fromkeys(ReasoningFormat, dial_teacher), seed=2, sft_share=0.7)
+    same = dial_sft_set(60, seed=2, sft_share=0.7)
+    assert same.rows == checked.rows and same.card == checked.card
+    drawn = {"questions": 60, "seed": 2, "sft_share": 0.7}
+    assert thread_rows("cpu", **drawn) == (same.rows, "built as notebook 01 builds them")
+    dial_sft_set(60, seed=3).save(private_runs / "cpu" / "01_data_formatting" / "sft_set")
+    rows, where = thread_rows("cpu", **drawn)
+    assert rows == dial_sft_set(60, seed=3).rows and "saved by notebook 01" in where
+
+
+def test_the_rows_that_notebook_02_trains_on_stay_as_they_are():
+    built = dial_sft_set()
+    assert len(built.rows) == 2172 and digest(built.rows) == "58dc660f2014"
 
 
 def test_another_process_builds_the_same_set_and_card():
@@ -188,6 +222,51 @@ def test_the_dataset_teaches_direct_and_its_own_rationale_only():
     assert built.card["dropped"] == {"no response": {"code": 10, "long_cot": 10}}
     row = next(row for row in built.rows if row["format"] == "short_cot" and row["answer"] == "6")
     assert row["completion"] == "<COT>\nIt is 3 + 3 = 6.\n</COT>\n<ANSWER>\n6\n</ANSWER>"
+
+
+def test_a_set_that_is_written_in_four_formats_keeps_all_four():
+    texts = {
+        DIRECT: "",
+        SHORT: "3 + 3 = 6.",
+        CODE: PROGRAM,
+        LONG: "Okay. 3 + 3 is 6. Wait, yes.",
+    }
+    rows = [
+        {"instruction": "What is 3 plus 3?", "output": render_response(format, text, "6")}
+        for format, text in [*texts.items(), (SHORT, "Six.")]
+    ]
+    examples = read_rows("arm_sft", enumerate(rows, 1), split="train").examples
+    built = build_sft_set(examples, dict.fromkeys(ReasoningFormat, dataset_teacher))
+    assert {row["format"]: row["completion"] for row in built.rows} == {
+        str(format): render_response(format, text, "6") for format, text in texts.items()
+    }
+    assert built.card["dropped"] == {"duplicate question": {"question": 1}}
+
+
+def test_what_is_too_long_to_train_on_goes_before_balancing():
+    tokenizer = load_tokenizer("dial-base")
+    given = [dial_task(q) for q in sample_questions(24, seed=3, distinct=True)]
+    teachers = dict.fromkeys(ReasoningFormat, dial_teacher)
+    built = build_sft_set(given, teachers, tokenizer=tokenizer, max_length=120)
+    dropped, left = built.card["dropped"]["too long to train on"], built.card["counts"]["hard"]
+    assert list(dropped) == ["long_cot"] and set(left.values()) == {8 - dropped["long_cot"]}
+
+
+def test_without_its_other_factors_the_check_lets_a_wrong_answer_pass():
+    wrong = lambda tasks: [Reply(render_response(f, "x", "99")) for _, f in tasks]  # noqa: E731
+    assert len(build_sft_set(math_examples(), {SHORT: wrong}, balance=False, check=check_form).rows) == 10
+    assert not build_sft_set(math_examples(), {SHORT: wrong}, balance=False).rows
+
+
+def test_the_base_teaches_what_it_can_and_says_where_it_has_no_answer():
+    given = [dial_task(q) for q in sample_questions(4, seed=3, depths=[1, 2])]
+    teach = base_teacher(load_policy("dial-base"), temperature=1.0, seed=0)
+    tasks = [(task, format) for task in given for format in ReasoningFormat]
+    assert all(
+        check_response(*task, reply.text) is None for task, reply in zip(tasks, teach(tasks), strict=True)
+    )
+    assert lay_out(LONG, "Okay, let me think.").problem == "no answer in the response"
+    assert lay_out(DIRECT, "Jot 4\nIt shows 4.").text is None
 
 
 def test_everything_given_is_kept_or_counted_with_its_reason():

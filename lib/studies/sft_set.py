@@ -10,21 +10,25 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
+from lib.dial.tasks import dial_tasks
 from lib.formats import ReasoningFormat, parse_response
-from lib.runs import sha256, write_atomically, write_json
+from lib.methods.sft_rows import encode, read_rows
+from lib.runs import run_folder, sha256, write_atomically, write_json
 from lib.studies.programs import check_program
-from lib.studies.teachers import Teacher
+from lib.studies.teachers import Teacher, dial_teacher
 from lib.tasks import Task, sft_row, stage
 from lib.verify import is_correct
 
 SHOWN_DROPS = 3  # examples of each reason in the card
+SAVED = "sft_set/sft.jsonl"  # where notebook 01 keeps its rows, in its run folder
 
 
 # ---- checks ------------------------------------------------------------------------------------
@@ -40,13 +44,24 @@ class Drop:
     format: str = ""
 
 
-def check_response(example: Task, format: ReasoningFormat, text: str) -> tuple[str, str] | None:
-    """Why a response must not be taught, as (reason, detail), or None where it may."""
+Check = Callable[[Task, ReasoningFormat, str], tuple[str, str] | None]
+
+
+def check_form(example: Task, format: ReasoningFormat, text: str) -> tuple[str, str] | None:
+    """The first factor of equation (2) alone: a valid response in the format that was asked for."""
     parsed = parse_response(text)
     if not parsed.is_valid:
         return "not a valid response", parsed.problem or ""
     if parsed.format is not format:
         return "another format", f"{parsed.format} instead of {format}"
+    return None
+
+
+def check_response(example: Task, format: ReasoningFormat, text: str) -> tuple[str, str] | None:
+    """Equation (2): why a response must not be taught, as (reason, detail), or None where it may."""
+    if problem := check_form(example, format, text):
+        return problem
+    parsed = parse_response(text)
     if not is_correct(parsed.answer, example.answer, example.kind):
         return "wrong answer", f"{parsed.answer} instead of {example.answer}"
     if format is ReasoningFormat.CODE:
@@ -68,7 +83,7 @@ class SFTSet:
     card: dict[str, Any]
 
     def save(self, folder: str | Path) -> None:
-        """Write sft.jsonl, dataset/ (for datasets.load_from_disk), card.json and README.md."""
+        """Write sft.jsonl, which notebook 02 reads, dataset/ for `load_from_disk`, card.json, README.md."""
         folder = Path(folder)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
         write_atomically(folder / "sft.jsonl", lines)
@@ -89,26 +104,34 @@ def build_sft_set(
     sft_share: float = 1.0,
     exclude: Iterable[Task] = (),
     balance: bool = True,
+    check: Check = check_response,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int = 4096,
 ) -> SFTSet:
     """Ask a teacher for every question in every format, check each response, and balance what is left.
 
     Only training questions are used, each once, and none that `exclude` holds or that `stage` keeps for
-    RL. Balanced means as many responses in each cell of tier and format, as far as possible by the same
+    RL. A set that holds a question once for each format it is written in (ARM's) keeps all of these.
+    With a `tokenizer`, rows of more than `max_length` tokens, which training would leave out, are dropped
+    too. Balanced means as many responses in each cell of tier and format, as far as possible by the same
     questions in all formats.
     """
     given = list(examples)
-    chosen, drops = _choose(given, {example.key for example in exclude}, sft_share)
+    chosen, written, drops = _choose(given, {example.key for example in exclude}, sft_share)
     formats = [ReasoningFormat(format) for format in teachers]
     kept: dict[tuple[str, ReasoningFormat], dict[str, str]] = {}  # (key, format): row
     for teacher in dict.fromkeys(teachers.values()):  # one call a teacher: one estimate, one queue
-        tasks = [(e, f) for e in chosen for f in formats if teachers[f] is teacher]
+        tasks = [(written.get((e.key, f), e), f) for e in chosen for f in formats if teachers[f] is teacher]
         for (example, format), reply in zip(tasks, teacher(tasks), strict=True):
+            row = sft_row(example, format, reply.text or "")
             if reply.text is None:
                 drops.append(Drop("no response", reply.problem or "", example.id, str(format)))
-            elif problem := check_response(example, format, reply.text):
+            elif problem := check(example, format, reply.text):
                 drops.append(Drop(*problem, example.id, str(format)))
+            elif tokenizer and (tokens := len(encode(row, tokenizer)["input_ids"])) > max_length:
+                drops.append(Drop("too long to train on", f"{tokens} tokens", example.id, str(format)))
             else:
-                kept[example.key, format] = sft_row(example, format, reply.text)
+                kept[example.key, format] = row
     rng = random.Random(f"sft|{seed}")
     if balance:
         surplus = _surplus(chosen, formats, kept, rng)
@@ -120,12 +143,31 @@ def build_sft_set(
     return SFTSet(rows, drops, _card(settings, given, chosen, formats, rows, drops))
 
 
-def _choose(examples: Sequence[Task], excluded: set[str], sft_share: float) -> tuple[list[Task], list[Drop]]:
-    """The questions to ask, and why the others are not asked."""
+def dial_sft_set(questions: int = 1200, *, seed: int = 0, sft_share: float = 0.7) -> SFTSet:
+    """The set of notebooks 01 and 02: exact responses, balanced. They need no sandbox: 01 checks them all."""
+    given = dial_tasks(questions, split="train", seed=seed)
+    exact = dict.fromkeys(ReasoningFormat, dial_teacher)
+    return build_sft_set(given, exact, seed=seed, sft_share=sft_share, check=check_form)
+
+
+def thread_rows(profile: str, **dial: Any) -> tuple[list[dict[str, Any]], str]:
+    """Notebook 01's rows and where they are from: its run folder, or else `dial_sft_set`, the very same."""
+    saved = run_folder("01_data_formatting", profile) / SAVED
+    if saved.exists():
+        return read_rows(saved), f"saved by notebook 01, profile {profile}"
+    return dial_sft_set(**dial).rows, "built as notebook 01 builds them"
+
+
+def _choose(
+    examples: Sequence[Task], excluded: set[str], sft_share: float
+) -> tuple[list[Task], dict[tuple[str, ReasoningFormat | None], Task], list[Drop]]:
+    """The questions to ask, what they say in which format, and why the others are not asked."""
     answers: dict[str, set[str]] = {}
     for example in examples:
         answers.setdefault(example.key, set()).add(example.answer)
-    chosen, drops, seen = [], [], set()
+    chosen: dict[str, Task] = {}
+    written: dict[tuple[str, ReasoningFormat | None], Task] = {}
+    drops = []
     for example in examples:
         if example.split != "train":
             reason = "not a training question"
@@ -135,14 +177,14 @@ def _choose(examples: Sequence[Task], excluded: set[str], sft_share: float) -> t
             reason = "kept for RL"
         elif len(answers[example.key]) > 1:
             reason = "duplicates contradict each other"
-        elif example.key in seen:
+        elif (example.key, example.format) in written:
             reason = "duplicate question"
         else:
-            seen.add(example.key)
-            chosen.append(example)
+            chosen.setdefault(example.key, example)
+            written[example.key, example.format] = example
             continue
         drops.append(Drop(reason, example.question[:100], example.id))
-    return chosen, drops
+    return list(chosen.values()), written, drops
 
 
 def _surplus(

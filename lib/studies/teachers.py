@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lib.dial.responses import gold_response
+from lib.dial.responses import UNTAGGED_PREFIX, gold_response, read_untagged, untagged_answer
 from lib.dial.world import parse_question
+from lib.engines.ask import Policy, ask
 from lib.engines.server import ChatServer
 from lib.formats import ReasoningFormat, render_response
 from lib.tasks import Task
@@ -32,6 +33,31 @@ Teacher = Callable[[Sequence[Assignment]], list[Reply]]
 def dial_teacher(tasks: Sequence[Assignment]) -> list[Reply]:
     """The exact responses of the dial world."""
     return [Reply(gold_response(parse_question(example.question), format)) for example, format in tasks]
+
+
+def base_teacher(policy: Policy, *, temperature: float, seed: int) -> Teacher:
+    """A dial base model as a teacher that errs: its own samples in each style, laid out as ARM does."""
+
+    def teach(tasks: Sequence[Assignment]) -> list[Reply]:
+        replies: dict[int, Reply] = {}
+        for format in ReasoningFormat:
+            chosen = [i for i, (_, wanted) in enumerate(tasks) if wanted is format]
+            begun = {"prefix": UNTAGGED_PREFIX[format], "read": read_untagged}
+            questions = [tasks[i][0] for i in chosen]
+            rollouts = ask(policy, questions, **begun, temperature=temperature, seed=seed)
+            replies |= {i: lay_out(format, r.text) for i, r in zip(chosen, rollouts, strict=True)}
+        return [replies[i] for i in range(len(tasks))]
+
+    return teach
+
+
+def lay_out(format: ReasoningFormat, text: str) -> Reply:
+    """An untagged response in ARM's layout; a response without a conclusion cannot be used."""
+    rationale, _, _ = text.rpartition("It shows")
+    answer, bare = untagged_answer(text), not rationale.strip()
+    if answer is None or bare != (format is ReasoningFormat.DIRECT):
+        return Reply(None, "no answer in the response")
+    return Reply(render_response(format, rationale.strip(), answer))
 
 
 def dataset_teacher(tasks: Sequence[Assignment]) -> list[Reply]:

@@ -37,6 +37,7 @@ from lib.studies.arm_modes import inference_modes
 from lib.studies.causes import ada_grpo
 from lib.studies.records import RUNS, SFT_SHARE, Outcome
 from lib.studies.reference_samples import sample_reference
+from lib.studies.strictness import strict_or_not
 from lib.studies.thinking_baselines import mixed_rows, sample_modes, shortest_pairs, train_dpo
 from lib.tasks import rollout_table, task_rows
 from lib.thinking import CLOSE, NOTHINKING, read_thinking, thinking_tasks, with_reference
@@ -164,6 +165,7 @@ def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
 
 
 EXPERIMENTS: dict[str, tuple[str, Callable[[str, int, Run], Outcome]]] = {
+    "01": ("01_data_formatting", strict_or_not),
     "02": ("02_qlora_sft", sft),
     "03": ("03_ada_grpo", ada_grpo),
     "04": ("04_inference_modes", inference_modes),
