@@ -25,7 +25,7 @@ from lib.policies.load import load_policy
 from lib.runs import Run, read_json
 from lib.studies.records import SFT_SHARE, Outcome
 from lib.studies.sft_set import Check, build_sft_set, check_form, check_response
-from lib.studies.teachers import base_teacher, dial_teacher
+from lib.studies.teachers import Teacher, base_teacher, dial_teacher
 from lib.tasks import Rollout, Task, rollout_table
 
 QUESTIONS, ROWS, STEPS = 1500, 1280, 200
@@ -47,7 +47,7 @@ def settings(seed: int) -> SFTConfig:
 def training_set(method: str, seed: int) -> list[dict[str, str]]:
     """`ROWS` rows drawn from what is left of a teacher's responses."""
     temperature, check = SETS[method]
-    teacher = dial_teacher
+    teacher: Teacher = dial_teacher
     if temperature is not None:
         teacher = base_teacher(load_policy("dial-base"), temperature=temperature, seed=seed)
     given = dial_tasks(QUESTIONS, split="train", seed=seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lib.dial.responses import UNTAGGED_PREFIX, gold_response, read_untagged, untagged_answer
 from lib.dial.world import parse_question
@@ -42,7 +43,7 @@ def base_teacher(policy: Policy, *, temperature: float, seed: int) -> Teacher:
         replies: dict[int, Reply] = {}
         for format in ReasoningFormat:
             chosen = [i for i, (_, wanted) in enumerate(tasks) if wanted is format]
-            begun = {"prefix": UNTAGGED_PREFIX[format], "read": read_untagged}
+            begun: dict[str, Any] = {"prefix": UNTAGGED_PREFIX[format], "read": read_untagged}
             questions = [tasks[i][0] for i in chosen]
             rollouts = ask(policy, questions, **begun, temperature=temperature, seed=seed)
             replies |= {i: lay_out(format, r.text) for i, r in zip(chosen, rollouts, strict=True)}
