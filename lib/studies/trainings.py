@@ -33,6 +33,7 @@ from lib.policies.adapters import merge_adapter
 from lib.policies.load import CHECKPOINTS, load_policy
 from lib.policies.save import save_policy
 from lib.runs import Run, provenance, read_json, start_run, write_atomically, write_json
+from lib.studies import faults
 from lib.studies.arm_modes import inference_modes
 from lib.studies.causes import ada_grpo
 from lib.studies.records import RUNS, SFT_SHARE, Outcome
@@ -56,7 +57,9 @@ DETAILS = (
 
 
 def sft(method: str, seed: int, run: Run) -> Outcome:
-    """Notebook 02: dial-base taught the four formats by "qlora", "lora" or "full"."""
+    """Notebook 02: dial-base taught the four formats by "qlora", "lora" or "full"; "faults" spoils it."""
+    if method == "faults":
+        return faults.study(seed, run)
     faster: dict[str, Any] = {"learning_rate": 1e-3} if method == "full" else {}
     config = SFTConfig.cpu(weights=method, seed=seed, **faster)
     rows = gold_rows(sample_questions(2400, seed=seed), seed=seed, sft_share=SFT_SHARE)
