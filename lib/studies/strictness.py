@@ -6,12 +6,10 @@ The careless one is the same at temperature 2: it errs everywhere. No set is bal
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lib.dial.responses import gold_response
@@ -22,7 +20,7 @@ from lib.formats import ReasoningFormat
 from lib.measure.evaluation import format_report
 from lib.methods.sft import SFTConfig, train_sft
 from lib.policies.load import load_policy
-from lib.runs import Run, read_json
+from lib.runs import Run
 from lib.studies.records import SFT_SHARE, Outcome
 from lib.studies.sft_set import Check, build_sft_set, check_form, check_response
 from lib.studies.teachers import Teacher, base_teacher, dial_teacher
@@ -63,10 +61,40 @@ def strict_or_not(method: str, seed: int, run: Run) -> Outcome:
     rows = training_set(method, seed)
     validation_rows = gold_rows(sample_questions(64, seed=seed, split="validation"), seed=seed)
     model, tokenizer, facts = train_sft(settings(seed), rows, validation_rows, run, say=print)
-    report, rollouts = measure((model, tokenizer), seed)
-    for name, found in rollouts.items():
-        run.keep_rollouts(name, found)
-    return Outcome(report | {"set": set_report(rows)}, facts, model, tokenizer)
+    measured = measure((model, tokenizer), seed)
+    for name, rollouts in measured.items():
+        run.keep_rollouts(name, rollouts)
+    tables = {name: rollout_table(rollouts, questions()) for name, rollouts in measured.items()}
+    answers = pd.concat([small(table, name) for name, table in tables.items()])
+    report = format_report(tables["free"], tables["greedy"]) | {"set": set_report(rows)}
+    return Outcome(report, facts, model, tokenizer, {"answers": answers}, log_rows=0)
+
+
+@cache
+def questions() -> list[Task]:
+    """50 test questions of each depth, the same for every run."""
+    return dial_tasks(50 * MAX_DEPTH, seed=22, depths=range(1, MAX_DEPTH + 1), distinct=True)
+
+
+def measure(policy: Policy, seed: int) -> dict[str, list[Rollout]]:
+    """What a policy does as it likes, and in each format, greedily and sampled."""
+    free = ask(policy, questions(), temperature=1.0, seed=seed)
+    forced = {
+        name: [
+            rollout
+            for format in ReasoningFormat
+            for rollout in ask(
+                policy,
+                questions(),
+                prefix=format.prefix,
+                mode=format.value,
+                temperature=temperature,
+                seed=seed,
+            )
+        ]
+        for name, temperature in {"greedy": 0.0, "sampled": 1.0}.items()
+    }
+    return {"free": free, **forced}
 
 
 def true_throughout(question: str, format: str, text: str) -> bool:
@@ -74,58 +102,34 @@ def true_throughout(question: str, format: str, text: str) -> bool:
     return text.strip() == gold_response(parse_question(question), ReasoningFormat(format))
 
 
-def set_report(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def set_report(rows: Sequence[Mapping[str, str]]) -> dict[str, list[int]]:
     """What a set holds, by tier and format: rows, and how many of them are true throughout."""
     table = pd.DataFrame(rows)
-    questions = table["prompt"].str.extract(r"Human: (.*)\nAssistant:", expand=False)
-    columns = zip(questions, table["format"], table["completion"], strict=True)
+    asked = table["prompt"].str.extract(r"Human: (.*)\nAssistant:", expand=False)
+    columns = zip(asked, table["format"], table["completion"], strict=True)
     table["true"] = [true_throughout(*row) for row in columns]
     cells = table.groupby(["tier", "format"])["true"].agg(["size", "sum"])
     return {"-".join(cell): [int(n), int(true)] for cell, (n, true) in cells.iterrows()}
 
 
-def measure(policy: Policy, seed: int) -> tuple[dict[str, Any], dict[str, list[Rollout]]]:
-    """The staircase, greedy and sampled, and what the policy does as it likes, with the rollouts."""
-    tasks = dial_tasks(50 * MAX_DEPTH, seed=22, depths=range(1, MAX_DEPTH + 1), distinct=True)
-    free = ask(policy, tasks, temperature=1.0, seed=seed)
-    greedy, sampled = (in_every_format(policy, tasks, t, seed) for t in (0.0, 1.0))
-    report = format_report(rollout_table(free, tasks), rollout_table(greedy, tasks))
-    depths = {task.id: task.depth for task in tasks}
-    chosen = Counter((depths[r.task_id], r.format if r.answer else "invalid") for r in free)
-    report["chosen_by_depth"] = {
-        format.value: [chosen[depth, format.value] for depth in range(1, MAX_DEPTH + 1)]
-        for format in ReasoningFormat
-    }
-    report |= {"greedy": by_question(greedy, tasks), "sampled": by_question(sampled, tasks)}
-    return report, {"free": free, "greedy": greedy, "sampled": sampled}
-
-
-def in_every_format(policy: Policy, tasks: Sequence[Task], temperature: float, seed: int) -> list[Rollout]:
-    """Each task in each format; the mode is the format."""
-    return [
-        rollout
-        for format in ReasoningFormat
-        for rollout in ask(
-            policy, tasks, prefix=format.prefix, mode=format.value, temperature=temperature, seed=seed
-        )
+def small(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """What is kept of each answer; its question is its place among `questions`."""
+    places = [place % len(questions()) for place in range(len(table))]
+    asked = [questions()[place].question for place in places]
+    formats = table["format"].where(table["used"] != "invalid")
+    true = [
+        format == format and true_throughout(question, format, text)
+        for question, format, text in zip(asked, formats, table["text"], strict=True)
     ]
+    kept = table[["mode", "used", "correct", "tokens"]].astype({"correct": bool, "tokens": "int16"})
+    return kept.assign(set=name, question=pd.Series(places, index=kept.index, dtype="int16"), true=true)
 
 
-def by_question(rollouts: Sequence[Rollout], tasks: Sequence[Task]) -> dict[str, str]:
-    """A digit for each task, a text for each format: 0 wrong, 1 right, 2 right and true throughout."""
-    asked = {task.id: task.question for task in tasks}
-    digits: dict[str, list[str]] = {}
-    for r in rollouts:
-        digit = int(bool(r.correct)) * (1 + true_throughout(asked[r.task_id], r.mode, r.text))
-        digits.setdefault(r.mode, []).append(str(digit))
-    return {mode: "".join(found) for mode, found in digits.items()}
-
-
-def read_digits(folder: Path, measured: str) -> np.ndarray:
-    """What the shipped runs of a method did, (seeds, formats, depths, questions of a depth), as 0, 1 or 2."""
+def read_answers(folder: Path) -> pd.DataFrame:
+    """An answer of a shipped run a row: method, seed, set, question, id, depth, mode, used, correct, true."""
     found = [
-        [list(map(int, digits[format.value])) for format in ReasoningFormat]
-        for digits in (read_json(path)[measured] for path in sorted(folder.glob("seed_*/summary.json")))
+        pd.read_parquet(path).assign(method=path.parts[-3], seed=int(path.parts[-2].removeprefix("seed_")))
+        for path in sorted(folder.glob("*/seed_*/answers.parquet"))
     ]
-    array = np.array(found)
-    return array.reshape(*array.shape[:2], -1, MAX_DEPTH).swapaxes(2, 3)
+    known = pd.DataFrame([(task.id, task.depth) for task in questions()], columns=["id", "depth"])
+    return pd.concat(found, ignore_index=True).join(known, on="question")

@@ -58,7 +58,7 @@ def lay_out(format: ReasoningFormat, text: str) -> Reply:
     answer, bare = untagged_answer(text), not rationale.strip()
     if answer is None or bare != (format is ReasoningFormat.DIRECT):
         return Reply(None, "no answer in the response")
-    return Reply(render_response(format, rationale.strip(), answer))
+    return _rendered(format, rationale.strip(), answer)
 
 
 def dataset_teacher(tasks: Sequence[Assignment]) -> list[Reply]:
