@@ -35,6 +35,7 @@ from lib.policies.save import save_policy
 from lib.runs import Run, provenance, read_json, start_run, write_atomically, write_json
 from lib.studies import faults
 from lib.studies.arm_modes import inference_modes
+from lib.studies.backbones import backbone
 from lib.studies.causes import ada_grpo
 from lib.studies.records import RUNS, SFT_SHARE, Outcome
 from lib.studies.reference_samples import sample_reference
@@ -167,10 +168,15 @@ def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
     return Outcome(numbers["balanced"] | {"depths": depths}, facts, model, tokenizer)
 
 
+def formats_by_rl(method: str, seed: int, run: Run) -> Outcome:
+    """Notebook 03: dial-sft by RL in all variants, and the same story from a base of another width."""
+    return (backbone if method.startswith("backbone_") else ada_grpo)(method, seed, run)
+
+
 EXPERIMENTS: dict[str, tuple[str, Callable[[str, int, Run], Outcome]]] = {
     "01": ("01_data_formatting", strict_or_not),
     "02": ("02_qlora_sft", sft),
-    "03": ("03_ada_grpo", ada_grpo),
+    "03": ("03_ada_grpo", formats_by_rl),
     "04": ("04_inference_modes", inference_modes),
     "05": ("05_adaptthink", adaptthink_or_baseline),
 }
