@@ -31,7 +31,8 @@ help:  ## Say what there is
 	@echo "make dry-run PROFILE=single_gpu   the same with a random model and local rows: no GPU, no download"
 	@echo "make sweep FILE=notebooks/sweeps/rates.yaml   one notebook, many values, one table"
 	@echo "make reference ARGS=\"02 qlora\"   make one of the runs behind the published numbers again"
-	@echo "make stamp                        put the outputs of the last cpu run into notebooks/"
+	@echo "make course ARGS=--solutions      execute the solutions of the exercises"
+	@echo "make stamp                        put the outputs of the last cpu run into notebooks/; ARGS=--solutions: those of the solutions"
 	@echo "make lock                         write the installed versions to requirements.lock and requirements-vllm.lock"
 	@echo "make clean                        remove .venv and .venv-vllm (runs/ is kept)"
 	@echo "More options: $(BIN)/python -m lib.course --help, or make course ARGS=\"--only 00\""
@@ -76,7 +77,7 @@ lock: $(READY) $(VLLM_READY)
 	   .venv$$kind/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9]*$$//'; } > requirements$$kind.lock; done
 
 stamp: $(READY)
-	@$(BIN)/python -m lib.course --stamp
+	@$(BIN)/python -m lib.course --stamp $(ARGS)
 
 clean:
 	rm -rf .venv .venv-vllm

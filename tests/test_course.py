@@ -26,7 +26,7 @@ USES = "print(PROFILE, STEPS, RATE, DEPTHS)"
 
 
 def write(folder, name, *cells, parameters=PARAMETERS):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     notebook = new_notebook(
         cells=[
             new_markdown_cell("# Title\n\n**Measured**: not yet", metadata={"tags": ["card"]}),
@@ -171,7 +171,7 @@ def test_stamping_brings_outputs_home_and_a_change_makes_the_stamp_stale(folder,
     readme = folder.parent / "README.md"
     readme.write_text("| [A](notebooks/00_a.ipynb) | Why? | never | much |\n| other | row |\n")
     run_course(folder=folder)
-    stamp(path)
+    stamp(plan(path, "cpu", {}))
     assert re.fullmatch(
         r"\| \[A\]\(notebooks/00_a.ipynb\) \| Why\? \| \d+:\d\d \| \d+ MB \|\n\| other \| row \|\n",
         readme.read_text(),
@@ -186,7 +186,7 @@ def test_stamping_brings_outputs_home_and_a_change_makes_the_stamp_stale(folder,
     assert notebook.metadata.stamp.code_sha256 != code_hash(notebook)
     nbformat.write(notebook, path)
     with pytest.raises(CourseError, match="other code or parameters"):
-        stamp(path)
+        stamp(plan(path, "cpu", {}))
 
 
 def test_stamping_brings_home_what_the_text_quotes(folder, private_runs):
@@ -194,20 +194,41 @@ def test_stamping_brings_home_what_the_text_quotes(folder, private_runs):
     quotes = "from lib.runs import start_run\n\nrun = start_run('00_a', PROFILE, {})\n"
     path = write(folder, "00_a", USES, quotes + "run.quote(b=2 / 3, a={'n': 3})")
     run_course(folder=folder)
-    stamp(path)
+    stamp(plan(path, "cpu", {}))
     kept = folder.parent / "data" / "numbers" / "00_a.json"
     assert kept.read_text() == '{\n  "a": {\n    "n": 3\n  },\n  "b": 0.666667\n}\n'
     write(folder, "00_a", USES, quotes)
     run_course(folder=folder)
-    stamp(path)
+    stamp(plan(path, "cpu", {}))
     assert not kept.exists()
+
+
+def test_solutions_run_as_they_stand_and_are_stamped_beside_the_notebooks(folder, private_runs, monkeypatch):
+    """In runs/cpu/solutions; README and numbers are the notebooks' own."""
+    path = write(folder / "solutions", "00_a", "print(STEPS)")
+    readme = folder / "README.md"
+    readme.write_text("| [A](notebooks/00_a.ipynb) | Why? | never | much |\n")
+    monkeypatch.setattr(runner, "find_solutions", lambda: [path])
+    monkeypatch.setattr(command, "find_solutions", lambda: [path])
+    assert command.main(["--solutions", "--only", "00"]) == 0
+    assert (private_runs / "cpu" / "solutions" / "00_a" / "00_a.ipynb").exists()
+    assert command.main(["--solutions", "--stamp"]) == 0
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.stamp.code_sha256 == code_hash(notebook)
+    assert notebook.cells[2].outputs[0].text == "3\n" and "never" in readme.read_text()
+
+
+def test_a_solution_takes_no_other_values(capsys):
+    for words in (["--set", "COUNT=1"], ["--profile", "smoke"]):
+        assert command.main(["--solutions", *words]) == 1
+        assert "a solution runs as it stands" in capsys.readouterr().err
 
 
 def test_a_run_with_other_parameters_is_not_stamped(folder):
     path = write(folder, "00_a", USES)
     run_course(folder=folder, overrides={"STEPS": 1})
     with pytest.raises(CourseError, match="other code or parameters"):
-        stamp(path)
+        stamp(plan(path, "cpu", {}))
 
 
 def test_notebooks_run_side_by_side_and_none_begins_after_a_failure(folder, private_runs):

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from lib.course.notebooks import NOTEBOOKS, find_notebooks
+from lib.course.notebooks import find_notebooks, find_solutions
 from lib.course.runner import run_course
 
 
@@ -41,9 +41,7 @@ def test_notebook_01_builds_its_set_from_rows_of_a_dataset_too(tmp_path, private
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path", sorted((NOTEBOOKS / "solutions").glob("*.ipynb")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", find_solutions(), ids=lambda path: path.stem)
 def test_solutions_run(path, tmp_path):
     command = [sys.executable, "-m", "papermill", str(path), str(tmp_path / "out.ipynb")]
     done = subprocess.run(

@@ -1,6 +1,5 @@
 """The notebooks keep their promises: skeleton, parameters, outputs, stamp. Cheap, so it always runs."""
 
-import ast
 import base64
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import yaml
 
 from lib.course.declared import read_parameters
-from lib.course.notebooks import NOTEBOOKS, code_cells, code_hash, find_notebooks
+from lib.course.notebooks import NOTEBOOKS, code_cells, code_hash, find_notebooks, find_solutions
 from lib.course.profiles import plan
 from lib.runs import ROOT
 
@@ -29,7 +28,7 @@ FORBIDDEN = re.compile(
 )
 SECOND_EDITION = ("00", "01", "02", "03", "04")  # the others follow
 NOTEBOOK_PATHS = find_notebooks()
-SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
+SOLUTIONS = find_solutions()
 
 
 @pytest.fixture(params=NOTEBOOK_PATHS, ids=lambda path: path.stem)
@@ -90,6 +89,10 @@ def test_all_of_the_second_edition_have_its_form():
 
 
 def test_code_cells_are_short(notebook):
+    assert_short(notebook)
+
+
+def assert_short(notebook):
     """Parameters are a table, a line each, and may be more."""
     cells = [cell for cell in code_cells(notebook) if "parameters" not in cell.metadata.get("tags", [])]
     lengths = sorted(len(cell.source.splitlines()) for cell in cells)
@@ -131,15 +134,25 @@ def test_profile_files_belong_to_a_notebook():
 
 
 def test_outputs_are_those_of_this_code(notebook):
+    assert_stamped(notebook)
+    assert notebook.metadata.stamp["seconds"] > 0 and notebook.metadata.stamp["versions"]["trl"]
+
+
+def assert_stamped(notebook):
     stamp = notebook.metadata.get("stamp")
-    assert stamp, "no stamp: run `make course`, then `make stamp`"
-    assert stamp["code_sha256"] == code_hash(notebook), "stale outputs: run `make course`, then `make stamp`"
-    assert stamp["profile"] == "cpu" and stamp["seconds"] > 0 and stamp["versions"]["trl"]
+    assert stamp, "no stamp: run it by lib.course, then stamp it"
+    assert stamp["code_sha256"] == code_hash(notebook), "stale outputs: run it by lib.course, then stamp it"
+    assert stamp["profile"] == "cpu"
     counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1))
 
 
 def test_outputs_are_clean(notebook):
+    assert_clean(notebook)
+
+
+def assert_clean(notebook):
+    """No errors, no noise, no paths of a machine."""
     here = [str(ROOT), str(ROOT.parent), str(Path.home())]
     for cell in code_cells(notebook):
         for output in cell.outputs:
@@ -152,6 +165,33 @@ def test_outputs_are_clean(notebook):
             assert not any(place in text for place in here if place != "/"), (
                 "a path of this machine in the outputs"
             )
+
+
+def dumps(notebook):
+    """Outputs that are a long printed dictionary or list: what is worth showing is worth a table."""
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            text = output.get("text") or output.get("data", {}).get("text/plain", "")
+            if text.lstrip().startswith(("{", "[")) and len(text) > 400:
+                yield f"{cell.id}: {text[:80]}"
+
+
+def test_no_output_is_a_dump(path, notebook):
+    if path.stem[:2] in SECOND_EDITION and "form" not in notebook.metadata.get("converted", []):
+        pytest.skip("not converted yet")
+    assert list(dumps(notebook)) == []
+
+
+def test_a_dump_is_seen():
+    def shows(**output):
+        cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output(**output)])
+        return list(dumps(nbformat.v4.new_notebook(cells=[cell])))
+
+    long = str({str(number): number for number in range(100)})
+    assert shows(output_type="stream", text=long)
+    assert shows(output_type="execute_result", data={"text/plain": long})
+    assert not shows(output_type="stream", text=long[:300])
+    assert not shows(output_type="display_data", data={"text/plain": "   x\n0  1\n" * 100})
 
 
 def test_every_figure_has_a_description_and_a_sane_size(notebook):
@@ -176,8 +216,16 @@ def test_every_notebook_has_solutions(path):
     assert path.name in [solution.name for solution in SOLUTIONS]
 
 
-@pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
-def test_solutions_carry_no_outputs_and_parse(solution):
-    for cell in code_cells(nbformat.read(solution, as_version=4)):
-        assert not cell.outputs and cell.execution_count is None
-        ast.parse(cell.source)
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_a_solution_was_run_and_can_be_read(notebook):
+    if "stamp" not in notebook.metadata:
+        pytest.skip("not stamped yet")
+    assert_stamped(notebook)
+    assert_clean(notebook)
+    assert list(dumps(notebook)) == []
+    assert_short(notebook)
+
+
+@pytest.mark.xfail(reason="issue 13 is at work on them", strict=False)
+def test_all_solutions_are_stamped():
+    assert all("stamp" in nbformat.read(path, as_version=4).metadata for path in SOLUTIONS)

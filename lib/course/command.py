@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.course.declared import read_parameters
-from lib.course.notebooks import CourseError, choose, find_notebooks
-from lib.course.profiles import DEFAULT_PROFILE, assignment
-from lib.course.runner import run_course, table
+from lib.course.notebooks import CourseError, choose, find_notebooks, find_solutions
+from lib.course.profiles import DEFAULT_PROFILE, assignment, plan, solution_plan
+from lib.course.runner import run_course, run_solutions, table
 from lib.course.stamp import stamp
 from lib.runs import ROOT, RunFolderError
 
 _FLAGS = {
     "--again": "repeat notebooks that were finished before",
     "--list": "list notebooks and parameters, run nothing",
+    "--solutions": "the solutions of the exercises in place of the notebooks, as they stand",
     "--stamp": "put the outputs of the last cpu run into notebooks/",
 }
 
@@ -27,12 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the words of the command line ask for; the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        chosen = choose(find_notebooks(), options.only, options.start)
+        found = find_solutions() if options.solutions else find_notebooks()
+        chosen = choose(found, options.only, options.start)
         if options.list:
             print(_listing(chosen))
         elif options.stamp:
             for path in chosen:
-                stamp(path)
+                stamp(solution_plan(path) if options.solutions else plan(path, DEFAULT_PROFILE, {}))
                 print(f"{path.stem}  stamped")
         else:
             return _run(options)
@@ -66,16 +68,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if _is_real(options) and not _fits(options):
+    which = {"only": options.only, "start": options.start, "again": options.again}
+    jobs = options.jobs if options.jobs is not None else _default_jobs(options)
+    if options.solutions:
+        if options.set or options.profile != DEFAULT_PROFILE:
+            raise CourseError("--solutions takes no --profile and no --set: a solution runs as it stands.")
+        outcomes = run_solutions(**which, jobs=jobs)
+    elif _is_real(options) and not _fits(options):
         return 1
-    outcomes = run_course(
-        profile=options.profile,
-        only=options.only,
-        start=options.start,
-        overrides=dict(assignment(text) for text in options.set),
-        again=options.again,
-        jobs=options.jobs if options.jobs is not None else _default_jobs(options),
-    )
+    else:
+        given = dict(assignment(text) for text in options.set)
+        outcomes = run_course(**which, jobs=jobs, profile=options.profile, overrides=given)
     print(f"\n{table(outcomes)}")
     return 1 if any(outcome.failed for outcome in outcomes) else 0
 

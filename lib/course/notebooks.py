@@ -24,6 +24,11 @@ def find_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
     return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
 
 
+def find_solutions(folder: Path = NOTEBOOKS) -> list[Path]:
+    """The solutions of the exercises, named like their notebooks."""
+    return find_notebooks(folder / "solutions")
+
+
 def choose(notebooks: Sequence[Path], only: Sequence[str], start: str | None) -> list[Path]:
     """Pick notebooks by name or number, keeping the order."""
 

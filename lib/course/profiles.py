@@ -100,6 +100,11 @@ def plan(path: Path, profile: str, overrides: Mapping[str, Any]) -> Plan:
     return made
 
 
+def solution_plan(path: Path) -> Plan:
+    """A solution runs as it stands, beside the notebooks of the cpu profile."""
+    return Plan(path, f"{DEFAULT_PROFILE}/solutions", parameters=())
+
+
 def _folder(profiles: Path, layer: str) -> Path:
     known = sorted({file.parent.name for file in profiles.glob("*/[0-9]*.yaml")})  # beside them lie jobs
     if layer not in known:

@@ -12,24 +12,22 @@ from typing import Any
 import nbformat
 
 from lib.course.notebooks import CourseError, clock, code_hash, own_cells
-from lib.course.profiles import DEFAULT_PROFILE
-from lib.runs import ROOT, provenance, read_json, runs_folder, write_atomically
+from lib.course.profiles import DEFAULT_PROFILE, Plan
+from lib.runs import ROOT, provenance, read_json, write_atomically
 
 _MEASURED = re.compile(r"(?<=\*\*Measured\*\*: ).*")
 
 
-def stamp(path: Path) -> None:
+def stamp(planned: Plan) -> None:
     """Put the outputs of the last full cpu run into the committed notebook, and stamp what made them."""
+    path, target = planned.path, planned.folder
     notebook = nbformat.read(path, as_version=4)
-    target = runs_folder() / DEFAULT_PROFILE / path.stem
     finished, output = target / "finished.json", target / path.name
     if not finished.exists():
-        raise CourseError(
-            f"{path.stem}: no finished {DEFAULT_PROFILE} run to stamp; run `make course` first."
-        )
+        raise CourseError(f"{planned.name}: no finished run in {target} to stamp; run it first.")
     record = read_json(finished)
-    if record["code_sha256"] != code_hash(notebook) or record["parameters"] != {"PROFILE": DEFAULT_PROFILE}:
-        raise CourseError(f"{path.stem}: the last run had other code or parameters; run `make course` first.")
+    if record["code_sha256"] != code_hash(notebook) or record["parameters"] != planned.given:
+        raise CourseError(f"{planned.name}: the last run had other code or parameters; run it first.")
     count = 0
     for cell, done in zip(notebook.cells, own_cells(nbformat.read(output, as_version=4)), strict=True):
         if cell.cell_type == "code":
@@ -47,8 +45,10 @@ def stamp(path: Path) -> None:
     vouched = ("code_sha256", "profile", "versions", "date", "seconds", "peak_memory_mb")
     notebook.metadata.stamp = {name: origin[name] for name in vouched}
     write_atomically(path, nbformat.writes(notebook) + "\n")
-    _keep_numbers(target / "numbers.json", path.parent.parent / "data" / "numbers" / f"{path.stem}.json")
-    _update_readme(path, record)
+    if target.parent.name == DEFAULT_PROFILE:  # a notebook's; solutions lie one folder deeper
+        home = path.parent.parent
+        _keep_numbers(target / "numbers.json", home / "data" / "numbers" / f"{path.stem}.json")
+        _update_readme(home / "README.md", path.name, record)
 
 
 def _keep_numbers(quoted: Path, kept: Path) -> None:
@@ -60,11 +60,10 @@ def _keep_numbers(quoted: Path, kept: Path) -> None:
         kept.unlink(missing_ok=True)
 
 
-def _update_readme(path: Path, record: Mapping[str, Any]) -> None:
+def _update_readme(readme: Path, name: str, record: Mapping[str, Any]) -> None:
     """Write time and memory into the notebook's row of the README's table, where it has one."""
-    readme = path.parent.parent / "README.md"
     if readme.exists():
-        row = re.compile(rf"(\| \[[^\]]*\]\(notebooks/{path.name}\) \|[^|\n]*\|)[^|\n]*\|[^|\n]*\|")
+        row = re.compile(rf"(\| \[[^\]]*\]\(notebooks/{name}\) \|[^|\n]*\|)[^|\n]*\|[^|\n]*\|")
         measured = rf"\1 {clock(record['seconds'])} | {record['peak_memory_mb']} MB |"
         write_atomically(readme, row.sub(measured, readme.read_text(encoding="utf-8")))
 
