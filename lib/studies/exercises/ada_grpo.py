@@ -1,4 +1,4 @@
-"""Your turn in notebook 03: counts, advantages, scale and decay, scaled rewards, loss, KL."""
+"""Your turn in notebook 03: counts, advantages, scale and decay, scaled rewards, loss, KL; exercises 1, 2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ from lib.methods.ada_grpo import diversity_scale
 from lib.methods.ada_grpo import format_counts as library_counts
 from lib.methods.ada_grpo import scale_rewards as library_scaled
 from lib.methods.grpo import clipped_loss, group_relative_advantages, grpo_loss, kl_estimate, masked_mean
-from lib.studies.exercises.core import Cases, Check
+from lib.studies.exercises.core import Cases, Check, by_hand
+
+__all__ = [
+    "advantages",
+    "alpha",
+    "by_hand",
+    "format_counts",
+    "group_of_four",
+    "kl",
+    "loss",
+    "lucky_guess",
+    "scaled_rewards",
+]
 
 Formats = Sequence[Sequence[ReasoningFormat | None]]
 DIRECT, SHORT_COT, CODE, LONG_COT = ReasoningFormat
@@ -289,5 +301,58 @@ kl = Check(
             lambda now, reference: kl_estimate(now, reference) + 1
         ),
         "That is the ratio. d must be taken away, too.": lambda now, reference: torch.exp(reference - now),
+    },
+)
+
+# ---- by hand: exercises 1 and 2 ------------------------------------------------------------------
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 2) for value in values.flatten().tolist()]
+
+
+FOUR = _table("1101"), _groups("LLLD")
+
+group_of_four = Check(
+    "group_of_four",
+    lambda: _rounded(group_relative_advantages(library_scaled(*FOUR, 0, 1))),
+    lambda: [()],
+    {
+        "That is plain GRPO: the scale is missing.": lambda: _rounded(group_relative_advantages(FOUR[0])),
+        "These are the scaled rewards. Take the mean away and divide by the deviation.": (
+            lambda: _rounded(library_scaled(*FOUR, 0, 1))
+        ),
+        "The deviation is that of a sample: divide the sum of squares by 3.": (
+            lambda: _rounded(_standardised(library_scaled(*FOUR, 0, 1), correction=0))
+        ),
+        "The wrong long CoT is not counted. F counts all responses in a format, right or wrong.": (
+            lambda: _rounded(group_relative_advantages(torch.tensor([[2.0, 2.0, 0.0, 4.0]])))
+        ),
+    },
+)
+
+
+def _guesses(scaled: bool, chances: tuple[float, float] = (0.9, 0.1)) -> float:
+    """The mean advantage of a lone direct answer beside seven right long CoT, by its chance to be right."""
+    groups = _table("11111110", "11111111").double()
+    rewards = library_scaled(groups, _groups("LLLLLLLD") * 2, 0, 1) if scaled else groups
+    return float(group_relative_advantages(rewards)[:, -1] @ torch.tensor(chances).double())
+
+
+lucky_guess = Check(
+    "lucky_guess",
+    lambda: [round(_guesses(False), 2), round(_guesses(True), 2)],
+    lambda: [()],
+    {
+        "That is the advantage of a guess that is right. Nine times in ten it is wrong.": (
+            lambda: [round(_guesses(scaled, (0.0, 1.0)), 2) for scaled in (False, True)]
+        ),
+        "That is the advantage of a guess that is wrong. One time in ten it is right.": (
+            lambda: [round(_guesses(scaled, (1.0, 0.0)), 2) for scaled in (False, True)]
+        ),
+        "Those are mean rewards of the guess. What counts is its advantage in its group.": lambda: [0.1, 0.8],
+        "GRPO's comes first, then Ada-GRPO's.": (
+            lambda: [round(_guesses(True), 2), round(_guesses(False), 2)]
+        ),
     },
 )

@@ -1,0 +1,303 @@
+"""Notebook 03's tables: who chose what and was right, what each change did, and where the lost points went.
+
+They read the answers of shipped runs (`lib.studies.depths`); each says how many seeds it rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lib.dial import MAX_DEPTH, TIERS, reach
+from lib.formats import ReasoningFormat
+from lib.measure.evaluation import format_shares, summarise
+from lib.measure.figures import METHODS, NAMES
+from lib.runs import read_json
+from lib.studies.depths import PLACE, fates, read_answers
+from lib.studies.paired import Interval, bootstrap_mean, bootstrap_paired, saving
+from lib.studies.records import RUNS
+
+DRAWS = 1000  # of a bootstrap: enough for the digits of a table
+COLLAPSED, SHARED, ABSENT = (0.9, 1.0), (0.1, 0.45), (0.0, 0.05)  # a format's share on easy questions
+
+
+@dataclass(frozen=True)
+class Change:
+    """A variant of the training: what was done, what the story says, and the share of long CoT that means."""
+
+    done: str
+    story: str
+    long: tuple[float, float]  # its share on easy questions, from and to
+
+
+CHANGES: dict[str, Change] = {
+    "grpo": Change("GRPO", "hard questions push, nothing holds: collapse", COLLAPSED),
+    "grpo_hard_only": Change("GRPO, hard questions alone", "no easy group is needed: collapse", COLLAPSED),
+    "grpo_easy_only": Change("GRPO, easy questions alone", "nothing pushes: no collapse", (0.05, 0.6)),
+    "grpo_beta_0.04": Change("GRPO with KL, beta 0.04", "a pull to the start, too weak: collapse", COLLAPSED),
+    "grpo_beta_0.4": Change("GRPO with KL, beta 0.4", "ten times the pull: held back", (0.1, 0.9)),
+    "ada_grpo": Change("Ada-GRPO", "easy groups speak: all right formats share", SHARED),
+    "hard_only": Change("Ada-GRPO, hard questions alone", "no easy group to speak: collapse", COLLAPSED),
+    "shuffled_scale": Change("scales shuffled in the group", "noise does not hold: collapse", COLLAPSED),
+    "no_decay": Change("no decay", "it cancels in all-right groups: as Ada-GRPO", SHARED),
+    "constant_rate": Change("no cooldown of the rate", "the choice as with Ada-GRPO", SHARED),
+    "scaled_wrong": Change("wrong ones earn -1, scaled too", "easy ones are right: as Ada-GRPO", SHARED),
+    "without_direct": Change("direct earns nothing", "the other three share", (0.2, 0.5)),
+    "without_short_cot": Change("short CoT earns nothing", "the other three share", (0.2, 0.5)),
+    "without_code": Change("code earns nothing", "the other three share", (0.2, 0.5)),
+    "without_long_cot": Change("long CoT earns nothing", "long CoT goes", ABSENT),
+}
+
+
+def text(found: Interval, digits: int = 3, times: float = 1) -> str:
+    """An interval as it stands in a table: 0.982 [0.971, 0.990]."""
+    mean, low, high = (times * value for value in found)
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def seeds(answers: pd.DataFrame) -> int:
+    """How many runs the answers are of."""
+    return answers["seed"].nunique()
+
+
+def made(methods: Sequence[str], records: str = "answers") -> list[str]:
+    """Those of the methods whose runs are in the tree."""
+    return [method for method in methods if list((PLACE / method).glob(f"seed_*/{records}.parquet"))]
+
+
+def balanced(*methods: str) -> pd.DataFrame:
+    """The answers of shipped runs to the 1,200 test questions."""
+    answers = read_answers(*methods)
+    return answers[answers["set"] == "balanced"].assign(long=answers["used"] == ReasoningFormat.LONG_COT)
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
+def by_tier(answers: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy, tokens and the share of long CoT of each method on each tier, with intervals."""
+    rows = {}
+    for (method, tier), part in answers.groupby(["method", "tier"], sort=False):
+        rows[METHODS.get(method, method), tier] = {
+            "accuracy": text(bootstrap_mean(part, "correct", draws=DRAWS)),
+            "tokens": text(bootstrap_mean(part, "tokens", draws=DRAWS), 1),
+            "share of long CoT": text(bootstrap_mean(part, "long", draws=DRAWS)),
+            "seeds": seeds(part),
+        }
+    return pd.DataFrame(rows).T
+
+
+def compared(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, tuple[Interval, Interval]]:
+    """In all and on each tier: the share of tokens saved, and the difference in accuracy, paired."""
+    parts = {"all": (ours, theirs)} | {
+        tier: (ours[ours["tier"] == tier], theirs[theirs["tier"] == tier]) for tier in TIERS
+    }
+    return {
+        name: (
+            bootstrap_paired(*pair, "tokens", compare=saving, draws=DRAWS),
+            bootstrap_paired(*pair, "correct", draws=DRAWS),
+        )
+        for name, pair in parts.items()
+    }
+
+
+def shares(answers: pd.DataFrame, by: str = "tier") -> pd.DataFrame:
+    """The share of each format, and of invalid responses, at each tier or depth."""
+    names = [*ReasoningFormat, "invalid"]
+    found = answers.groupby(by, sort=False)["used"].value_counts(normalize=True)
+    return found.unstack(fill_value=0.0).reindex(columns=names, fill_value=0.0)
+
+
+def effects(methods: Sequence[str] = tuple(CHANGES)) -> pd.DataFrame:
+    """What each change did: a row per variant that is made, with intervals as (mean, low, high)."""
+    rows = {}
+    for method in made(methods):
+        answers = balanced(method)
+        easy, hard = (answers[answers["tier"] == tier] for tier in ("easy", "hard"))
+        rows[method] = {
+            "easy": bootstrap_mean(easy, "long", draws=DRAWS // 2),
+            "accuracy": bootstrap_mean(answers, "correct", draws=DRAWS // 2),
+            "hard": bootstrap_mean(hard, "correct", draws=DRAWS // 2),
+            "seeds": seeds(answers),
+        }
+    return pd.DataFrame(rows).T
+
+
+def effects_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`effects` in words and numbers, one line each; the story held where its range has the mean."""
+    rows = []
+    for method, row in found.iterrows():
+        change = CHANGES[method]
+        low, high = change.long
+        rows.append(
+            {
+                "what was done": change.done,
+                "the story says": change.story,
+                "long CoT on easy": text(row["easy"], 2),
+                "so it is": "yes" if low <= row["easy"][0] <= high else "NO",
+                "accuracy": text(row["accuracy"]),
+                "on hard": text(row["hard"], 2),
+                "seeds": row["seeds"],
+            }
+        )
+    return pd.DataFrame(rows).set_index("what was done")
+
+
+# ---- the lost points ---------------------------------------------------------------------------
+
+
+def lost_points(answers: pd.DataFrame) -> pd.DataFrame:
+    """Wrong answers of each method on each tier by what they are made of, in percent of its answers."""
+    table = answers.assign(fate=fates(answers))
+    found = table.groupby(["method", "tier"], sort=False)["fate"].value_counts(normalize=True)
+    kinds = ["out of reach", "slip", "invalid"]
+    points = 100 * found.unstack(fill_value=0.0).reindex(columns=kinds, fill_value=0.0)
+    return points.rename(index=METHODS, level="method").rename_axis(columns="wrong, in % of its answers")
+
+
+def skills(forced: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy where a format is forced, within its reach, of each method: formats x methods."""
+    inside = forced[forced["depth"] <= forced["mode"].map(reach)]
+    rows = {
+        method: {
+            NAMES[mode]: text(bootstrap_mean(rows, "correct", draws=DRAWS))
+            for mode, rows in part.groupby("mode")
+        }
+        for method, part in inside.groupby("method", sort=False)
+    }
+    found = pd.DataFrame(rows).reindex([NAMES[format] for format in ReasoningFormat])
+    return found.rename(columns=METHODS)
+
+
+def crossed(answers: pd.DataFrame, forced: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy that one method's choices would have with another's skill: choices x skills.
+
+    Choices are shares of formats at each depth, skill is accuracy where they are forced. Invalid is wrong.
+    """
+    depths = answers[answers["method"] == answers["method"].iloc[0]]["depth"].value_counts(normalize=True)
+    known = forced.groupby(["method", "depth", "mode"])["correct"].mean()
+    table = {}
+    for chooser, part in answers.groupby("method", sort=False):
+        chosen = shares(part, "depth").drop(columns="invalid")
+        table[METHODS[chooser]] = {
+            METHODS[skilled]: sum(
+                share * (chosen.loc[depth] * known[skilled, depth].reindex(chosen.columns)).sum()
+                for depth, share in depths.items()
+            )
+            for skilled in forced["method"].unique()
+        }
+    found = pd.DataFrame(table).T
+    return found.rename_axis(index="choices of", columns="skill of")
+
+
+# ---- depth and tuning --------------------------------------------------------------------
+
+
+def depth_lines(answers: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy and tokens of each method at each depth, with intervals: a row each."""
+    rows = []
+    for (method, depth), part in answers[answers["set"] != "additions"].groupby(["method", "depth"]):
+        line = {"method": method, "depth": depth, "seeds": seeds(part)}
+        for name, column in (("accuracy", "correct"), ("tokens", "tokens")):
+            line[name], line[f"{name}_low"], line[f"{name}_high"] = bootstrap_mean(
+                part, column, draws=DRAWS // 4
+            )
+        rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def beyond(answers: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy, tokens and long CoT outside the training distribution: deeper questions, and additions."""
+    rows = {}
+    parts = {
+        f"depth {MAX_DEPTH + 1} to {MAX_DEPTH + 4}": answers["set"] == "deeper",
+        "additions only, easy": (answers["set"] == "additions") & (answers["tier"] == "easy"),
+        "additions only, medium": (answers["set"] == "additions") & (answers["tier"] == "medium"),
+        "additions only, hard": (answers["set"] == "additions") & (answers["tier"] == "hard"),
+    }
+    for name, chosen in parts.items():
+        for method, part in answers[chosen].groupby("method", sort=False):
+            part = part.assign(long=part["used"] == ReasoningFormat.LONG_COT)
+            rows[name, METHODS[method]] = {
+                "accuracy": text(bootstrap_mean(part, "correct", draws=DRAWS), 2),
+                "tokens": text(bootstrap_mean(part, "tokens", draws=DRAWS), 1),
+                "share of long CoT": text(bootstrap_mean(part, "long", draws=DRAWS), 2),
+            }
+    return pd.DataFrame(rows).T
+
+
+def trials() -> pd.DataFrame:
+    """The recipe's trials on validation questions: each seed's accuracy, rates x methods."""
+    rows: dict[str, dict[str, str]] = {}
+    for folder in sorted((RUNS / "03_ada_grpo" / "tuning").glob("*")):
+        method = "ada_grpo" if folder.name.startswith("ada_grpo") else "grpo"
+        rate = folder.name.removeprefix(f"{method}_").replace("_", ", ")
+        found = [read_json(path)["accuracy"] for path in sorted(folder.glob("seed_*/summary.json"))]
+        rows.setdefault(rate, {})[METHODS[method]] = "  ".join(f"{value:.3f}" for value in found)
+    return pd.DataFrame(rows).T.rename_axis("learning rate")
+
+
+def sizes() -> pd.DataFrame:
+    """The story at other sizes: a row for each backbone and policy that is made, on the same questions."""
+    widths = sorted(int(folder.name.removeprefix("backbone_")) for folder in PLACE.glob("backbone_*"))
+    rows = {}
+    for width in widths:
+        record = PLACE / f"backbone_{width}" / "pretrain" / "seed_0" / "summary.json"
+        parameters = f"{read_json(record)['parameters']:,}" if record.exists() else f"width {width}"
+        for method in made([f"backbone_{width}/{policy}" for policy in ("sft", "grpo", "ada_grpo")]):
+            answers = balanced(method)
+            easy = answers[answers["tier"] == "easy"]
+            rows[parameters, METHODS[method.rpartition("/")[2]]] = {
+                "accuracy": text(bootstrap_mean(answers, "correct", draws=DRAWS // 2)),
+                "tokens": text(bootstrap_mean(answers, "tokens", draws=DRAWS // 2), 1),
+                "long CoT on easy": text(bootstrap_mean(easy, "long", draws=DRAWS // 2), 2),
+                "seeds": seeds(answers),
+            }
+    return pd.DataFrame(rows).T
+
+
+# ---- a live run ------------------------------------------------------------------------------------
+
+
+def telling_group(probe: pd.DataFrame) -> int:
+    """The group with right and wrong answers in the most formats, all of them valid; else the first."""
+    groups = probe.groupby("group")
+    mixed = groups["correct"].mean().between(0, 1, inclusive="neither")
+    valid = groups["used"].agg(lambda used: (used != "invalid").all())
+    right = probe[probe["correct"]].groupby("group")["used"].nunique().reindex(mixed.index, fill_value=0)
+    score = (mixed & valid) * (10 * right + groups["used"].nunique())
+    return int(score.idxmax())
+
+
+def live_table(measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Accuracy and tokens of each policy on each tier, with Wilson's and normal intervals, and the shares."""
+    rows = {}
+    for name, table in measured.items():
+        used = format_shares(table)
+        for _, line in summarise(table, ["tier"]).iterrows():
+            rows[METHODS[name], line["tier"]] = {
+                "accuracy": text((line["accuracy"], line["accuracy_low"], line["accuracy_high"])),
+                "tokens": text((line["tokens"], line["tokens_low"], line["tokens_high"]), 1),
+                **{NAMES.get(f, f): f"{share:.3f}" for f, share in used.loc[line["tier"]].items()},
+                "n": line["count"],
+            }
+    return pd.DataFrame(rows).T
+
+
+def savings_table(live: Mapping[str, float], seeds: Mapping[str, tuple[Interval, Interval]]) -> pd.DataFrame:
+    """Tokens saved and the difference in accuracy, of the live run, and with intervals over all seeds."""
+    rows = {
+        ("tokens saved", name): {
+            "this run": f"{value:.1%}",
+            "all seeds": text(seeds[name][0], 1, 100) + " %" if name in seeds else "-",
+        }
+        for name, value in live.items()
+        if name != "accuracy difference"
+    }
+    rows["accuracy, points", "all"] = {
+        "this run": f"{100 * live['accuracy difference']:+.2f}",
+        "all seeds": text(seeds["all"][1], 2, 100) if seeds else "-",
+    }
+    return pd.DataFrame(rows).T
