@@ -1,7 +1,7 @@
 """Notebook 03's runs: GRPO and Ada-GRPO on the dial world, and what happens when one thing is changed.
 
 python -m lib.studies.trainings 03 ada_grpo --seed 0 --ship dial-arm
-python -m lib.studies.trainings 03 tuning/grpo_8e-4 --seed 10
+python -m lib.studies.trainings 03 tuning/grpo_1e-4 --seed 10
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ VARIANTS: dict[str, Variant] = {
     **{f"without_{name}": Variant(AdaGRPO, {"without": name.value}) for name in ReasoningFormat},
 }
 RATES: dict[str, dict[str, float]] = {
+    "1e-4": {"learning_rate": 1e-4},
     "2e-4": {"learning_rate": 2e-4},
     "4e-4": {"learning_rate": 4e-4},
-    "8e-4": {"learning_rate": 8e-4},
     "4e-4_constant": {"learning_rate": 4e-4, "cooldown": 0.0},
 }
 TUNING = {

@@ -208,6 +208,7 @@ def read_runs(number: str, method: str) -> tuple[pd.DataFrame, list[dict[str, An
     logs = [
         pd.read_json(folder / "metrics.jsonl", lines=True).assign(seed=int(folder.name[5:]))
         for folder in folders
+        if (folder / "metrics.jsonl").exists()  # what was asked as it is, or tried, has none
     ]
     summaries = [read_json(folder / "summary.json") for folder in folders]
     return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame(), summaries
