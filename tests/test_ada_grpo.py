@@ -392,7 +392,7 @@ def test_the_rate_falls_at_the_end_where_asked(config, tmp_path):
         rates.append(trainer.lr_scheduler.get_last_lr()[0])
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
-    assert set(rates[:8]) == {4e-4} and 4e-4 > rates[8] > rates[9] > 0
+    assert set(rates[:8]) == {2e-4} and 2e-4 > rates[8] > rates[9] > 0
     assert training_arguments(replace(config, cooldown=0.0), tmp_path).lr_scheduler_type == "constant"
 
 
