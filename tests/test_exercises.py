@@ -196,3 +196,37 @@ def test_every_notebook_says_what_to_write_and_what_to_expect():
                 assert before.cell_type == "markdown", path.stem
                 assert "**Your turn: " in before.source and " minutes)" in before.source
                 assert "Predict" in before.source
+
+
+# ---- the exercises at the end of notebook 01 -----------------------------------------------------
+
+
+def test_the_exercises_of_01_say_what_is_missing(capsys):
+    from lib import dial
+    from lib.studies.exercises import formatting as check
+
+    question = dial.parse_question("The blue dial shows 6. Turn it +8 x3 then +5. Now?")
+    tries = {
+        "that is no loophole": lambda: check.loophole("<ANSWER>\n15\n</ANSWER>"),
+        "refuses it as well": lambda: check.loophole("The answer is 15"),
+        "another number than 15": lambda: check.loophole("<COT>\nRolls.\n<ANSWER>\n16\n</ANSWER>"),
+        "Write nonsense": lambda: check.loophole("<COT>\n4 * 6 = 24 - 9\n<ANSWER>\n15\n</ANSWER>"),
+        "That is a share": lambda: check.by_guessing(0.1, asked=140),
+        "as many times as there are digits": lambda: check.by_guessing(35, asked=140),
+        "Count the hard questions": lambda: check.by_guessing(12, asked=140),
+        "drops it": lambda: check.lies_well("d = 6\nd = 3  # 4\nanswer = 7", question),
+        "must begin": lambda: check.lies_well("a = 7  # 7\nanswer = a", question),
+        "computes the answer": lambda: check.lies_well(dial.program(question), question),
+    }
+    for hint, attempted in tries.items():
+        with pytest.raises(NotYetError, match=hint):
+            attempted()
+    capsys.readouterr()
+    check.loophole("<COT>\nRolls.\n<ANSWER>\n15\n</ANSWER>")
+    check.by_guessing(14, asked=138)
+    check.lies_well(f"d = 6\nd = {question.answer}  # 7\nanswer = d", question)
+    check.loophole(...)
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"{name}: right" for name in ("loophole", "by_guessing", "lies_well")),
+        "loophole: not answered yet",
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,7 +21,7 @@ from lib.formats import ReasoningFormat
 from lib.measure.evaluation import format_report
 from lib.methods.sft import SFTConfig, train_sft
 from lib.policies.load import load_policy
-from lib.runs import Run
+from lib.runs import Run, read_json
 from lib.studies.records import SFT_SHARE, Outcome
 from lib.studies.sft_set import Check, build_sft_set, check_form, check_response
 from lib.studies.teachers import Teacher, base_teacher, dial_teacher
@@ -133,3 +134,11 @@ def read_answers(folder: Path) -> pd.DataFrame:
     ]
     known = pd.DataFrame([(task.id, task.depth) for task in questions()], columns=["id", "depth"])
     return pd.concat(found, ignore_index=True).join(known, on="question")
+
+
+def read_summaries(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The summaries of the shipped runs, by method."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*/seed_*/summary.json")):
+        found.setdefault(path.parts[-3], []).append(read_json(path))
+    return found
