@@ -1,7 +1,7 @@
 """Notebook 03's runs: GRPO and Ada-GRPO on the dial world, and what happens when one thing is changed.
 
 python -m lib.studies.trainings 03 ada_grpo --seed 0 --ship dial-arm
-python -m lib.studies.trainings 03 tuning/grpo_1e-4 --seed 10
+python -m lib.studies.trainings 03 tuning/grpo_1e-04_0.3 --seed 10
 """
 
 from __future__ import annotations
@@ -77,16 +77,20 @@ VARIANTS: dict[str, Variant] = {
     "shuffled_scale": Variant(ShuffledScale),
     **{f"without_{name}": Variant(AdaGRPO, {"without": name.value}) for name in ReasoningFormat},
 }
-RATES: dict[str, dict[str, float]] = {
-    "1e-4": {"learning_rate": 1e-4},
-    "2e-4": {"learning_rate": 2e-4},
-    "4e-4": {"learning_rate": 4e-4},
-    "4e-4_constant": {"learning_rate": 4e-4, "cooldown": 0.0},
-}
+RECIPES = [
+    (1e-4, 0.3),
+    (2e-4, 0.3),
+    (3e-4, 0.3),
+    (4e-4, 0.3),
+    (4e-4, 0.0),
+    (3e-4, 0.6),
+    (4e-4, 0.6),
+    (4e-4, 1.0),
+]
 TUNING = {
-    f"tuning/{name}_{rate}": Variant(method, changes)
+    f"tuning/{name}_{rate:.0e}_{cooldown}": Variant(method, {"learning_rate": rate, "cooldown": cooldown})
     for name, method in (("grpo", GRPO), ("ada_grpo", AdaGRPO))
-    for rate, changes in RATES.items()
+    for rate, cooldown in RECIPES  # the last share of the updates, in which the rate falls to 0
 }
 FULLY = ("sft", "grpo", "ada_grpo")  # measured with each format forced as well
 
