@@ -38,8 +38,9 @@ _NO_PROSE = re.compile(
     | \b\d{4}\.\d{4,5}\b                        # arXiv numbers
     | (?:\bsections?|§)\s*\d+(?:\.\d+)*(?:(?:,|\ and|\ to|\ or)\s+\d+(?:\.\d+)+)*   # sections of papers
     | \b95\s?%\s(?:[\w']+[ ]){0,2}?intervals?\b # the one level that all intervals have
+    | \bintervals?\s(?:are|of|at)\s95\s?%
     """,
-    re.MULTILINE | re.DOTALL | re.VERBOSE,
+    re.MULTILINE | re.DOTALL | re.VERBOSE | re.IGNORECASE,
 )
 _WHOLE = r"(?<![\w.])\d+(?![\w.])"
 _NUMBER = r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:e-?\d+)?"

@@ -97,7 +97,7 @@ def test_what_is_quoted_is_used_or_at_least_a_number():
         ("80 updates, five seeds, depths 7-12, 200 of 200, 8 of 8 formats", []),
         ("Qwen2.5-3B, R1-Distill-1.5B, v5.18.1, arXiv 2505.20258, 4:47 minutes", []),
         ("sections 3.2 and 4.2 to 4.3, section 5.1; § 2.1", []),
-        ("95 % intervals, the 95 % Wilson interval; 95 % of them", ["95 %"]),
+        ("95 % intervals, the 95 % Wilson interval; Intervals are 95 %; 95 % of them", ["95 %"]),
         ("## Heading 0.6\n`0.3` $0.4$ $$0.5\n= 0.6$$ [x](a/0.5.md) <b>0.7</b>\n", ["0.7"]),
         ("```python\nx = 0.8\n```\n**Measured**: 4.5 MB\nand 0.9", ["0.9"]),
         ("[0.81 on average](a.md)", ["0.81"]),
