@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.formats import ReasoningFormat
-from lib.measure.figures import COLOURS, MARKERS, METHODS, NAMES, PALETTE, grouped_bars, stacked_bars
+from lib.measure.figures import COLOURS, MARKERS, METHODS, NAMES, PALETTE, grouped_bars
 from lib.measure.intervals import seed_interval
 
 TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88"}
@@ -66,14 +66,6 @@ def loss_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
         ax.plot(rows["step"], rows["loss"], label=name, **style)
     ax.set(xscale="log", yscale="log", xlabel="step (log scale)", ylabel="loss (nats per token, log scale)")
     ax.legend(frameon=False)
-    return figure
-
-
-def kept_and_dropped(fates: pd.DataFrame) -> Figure:
-    """Stacked bars: responses of each format (rows) that were kept, and dropped for each reason (columns)."""
-    fates = fates[["kept", *(reason for reason in fates.columns if reason != "kept")]]
-    figure, ax = stacked_bars(fates, [PALETTE[2], *(PALETTE[k] for k in (3, 1, 4, 5, 7, 8, 9))], "{:.0f}")
-    ax.set(xlabel="responses", ylabel="format")
     return figure
 
 
