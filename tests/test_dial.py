@@ -81,11 +81,9 @@ def test_programs_run_to_the_answer_and_their_comments_are_the_values(world):
         seen, names = [], {}
         for line in program(question).splitlines():
             exec(line, names)
-            state = names.get("d", names.get("c"))
             if "#" in line:
-                value = line.split("#")[1].strip()
-                seen.append(value)
-                assert value == (str(state) if isinstance(state, int) else "".join(state))
+                seen.append(line.split("#")[1].strip())
+                assert seen[-1] == str(names["d"])
         assert str(names["answer"]) == question.answer == seen[-1]
         assert len(seen) <= dial.MAX_STATEMENTS
 
@@ -193,7 +191,7 @@ def test_ten_thousand_questions_with_all_rationales_in_two_seconds():
     assert time.process_time() - begun < 2
 
 
-def test_additions_commute_and_dial_and_cups_do_not():
+def test_additions_commute_and_dial_turns_do_not():
     rng = random.Random(0)
 
     def changed_by_shuffling(world: str) -> int:
@@ -205,7 +203,6 @@ def test_additions_commute_and_dial_and_cups_do_not():
 
     assert changed_by_shuffling("additions") == 0
     assert changed_by_shuffling("dial") > 40
-    assert changed_by_shuffling("cups") > 40
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -226,7 +223,7 @@ def test_questions_of_every_world_are_read_back(world):
         ("The red dial shows 3. Turn it . Now?", "depth must be 1 or more, got 0"),
         ("The red dial shows 12. Turn it +4. Now?", "unknown start '12'"),
         ("The tall dial shows 3. Turn it +4. Now?", "unknown colour 'tall'"),
-        ("What is 3 plus 4?", "not a question of these worlds"),
+        ("What is 3 plus 4?", "not a question about a dial"),
     ],
 )
 def test_a_bad_question_is_named(text, message):

@@ -90,7 +90,7 @@ def test_gold_responses_are_right_at_their_closed_form_cost():
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_kind_of_a_task_reaches_measuring_and_training_alike(world):
-    """The kind was guessed in two places, each in its own way: training on the cups never earned anything."""
+    """The kind was guessed in two places, each in its own way: training never earned anything."""
     tasks = dial_tasks(12, split="train", seed=0, world=world)
     rows = task_rows(tasks)
     gold = [gold_response(parse_question(task.question), ReasoningFormat.DIRECT) for task in tasks]

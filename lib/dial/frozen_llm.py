@@ -29,7 +29,7 @@ from lib.bandit.actions import ActionSpace
 from lib.bandit.environments import Surface
 from lib.dial.pretrain import PretrainConfig, pretrain
 from lib.dial.responses import untagged_answer
-from lib.dial.world import COLOURS, MAX_DEPTH, TIERS, WORLDS, Question
+from lib.dial.world import COLOURS, MAX_DEPTH, OPERATIONS, STATEMENTS, TIERS, TURNS, WORLDS, Question
 from lib.engines.ask import respond
 from lib.engines.base import Sampling
 from lib.policies.load import CHECKPOINTS, load_policy
@@ -40,9 +40,9 @@ STYLES = ("Jot", "think", "Say d =")  # the instructions, in the words of the di
 STEPS = (1, 2, 3, 4, 6, 9)
 TEMPERATURES = (0.0, 0.4, 0.7, 1.0)
 MIXTURES = {
-    "sums": tuple(f"+{k}" for k in range(1, 10)),
+    "sums": WORLDS["additions"],
     "products": ("x3", "x7", "x9"),
-    "mixed": WORLDS["dial"].operations,
+    "mixed": OPERATIONS,
 }
 APT_STYLE = {"sums": "Jot", "mixed": "think", "products": "Say d ="}
 OPENINGS = ("Okay", "Wait", "Yes", "Now", "right", "check", "later")
@@ -118,11 +118,11 @@ def written_response(
     parts = stretches(question.operations, steps)
     if style != APT_STYLE[made_of] and rng.random() < habits.leave_out:
         parts = [part for part in [*parts[:-1], parts[-1][:-1]] if part]
-    table, digit, worked = WORLDS["dial"].table, question.start, []
+    digit, worked = question.start, []
     for part in parts:
         before = after = digit
         for operation in part:
-            before, after = after, table[operation][after]
+            before, after = after, TURNS[operation][after]
         slips = made_of != "sums" and rng.random() < habits.slip
         worked.append((digit, part, before if slips else after))
         digit = worked[-1][2]
@@ -140,8 +140,7 @@ def _think(start: str, worked: Sequence[tuple[str, tuple[str, ...], str]]) -> st
 
 
 def _program(start: str, worked: Sequence[tuple[str, tuple[str, ...], str]]) -> str:
-    code = WORLDS["dial"].code
-    lines = [f"{' '.join(code[op] for op in part)} d %= 10  # {value}" for _, part, value in worked]
+    lines = [f"{' '.join(STATEMENTS[op] for op in part)} d %= 10  # {value}" for _, part, value in worked]
     return "\n".join([f"d = {start}", *lines])
 
 

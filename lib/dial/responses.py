@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lib.dial.world import FUSED_OPERATIONS, JOTTED_AFTER, MAX_STATEMENTS, PAUSES, WORLDS, Question
+from lib.dial.world import FUSED_OPERATIONS, JOTTED_AFTER, MAX_STATEMENTS, PAUSES, STATEMENTS, Question
 from lib.formats import ReasoningFormat, render_response
 
 # ---- gold responses ----------------------------------------------------------------------------
@@ -26,26 +26,23 @@ def statement_sizes(depth: int) -> list[int]:
 
 def program(question: Question) -> str:
     """Runnable Python that computes `answer`; each comment is the state at that line."""
-    world, done = WORLDS[question.world], 0
-    lines = [world.code_start.format(start=question.start)]
+    lines, done = [f"d = {question.start}"], 0
     for size in statement_sizes(question.depth):
-        statements = [world.code[op] for op in question.operations[done : done + size]]
+        statements = [STATEMENTS[op] for op in question.operations[done : done + size]]
         done += size
-        lines.append(" ".join([*statements, world.code_value.format(value=question.values[done - 1])]))
-    return "\n".join([*lines, world.code_end])
+        lines.append(f"{' '.join(statements)} d %= 10  # {question.values[done - 1]}")
+    return "\n".join([*lines, "answer = d"])
 
 
 def monologue(question: Question) -> str:
     """Long CoT: restate the question, work every operation, look at every value again."""
-    world = WORLDS[question.world]
-    operations = " ".join(question.operations)
     before = (question.start, *question.values)
     steps = [
         f"{a} {op} = {b}" for a, op, b in zip(before, question.operations, question.values, strict=False)
     ]
     return "\n".join(
         [
-            f"Okay, let me think. {world.restatement.format(start=question.start, operations=operations)}",
+            f"Okay, let me think. The dial shows {question.start} and turns {' '.join(question.operations)}.",
             *steps,
             f"Wait, let me check: {' '.join(question.values)}. Yes, that is right.",
         ]
@@ -72,8 +69,7 @@ def gold_response(question: Question, format: ReasoningFormat) -> str:
 
 def untagged_response(question: Question, format: ReasoningFormat) -> str:
     """The same reasoning as the base model's corpus writes it: no tags, and the answer in a sentence."""
-    conclusion = WORLDS[question.world].conclusion.format(answer=question.answer)
-    return "\n".join(filter(None, [rationale(question, format), conclusion]))
+    return "\n".join(filter(None, [rationale(question, format), f"It shows {question.answer}."]))
 
 
 # How an untagged response in each style begins: the text to force, to see what the base can do.

@@ -17,12 +17,11 @@ from lib.tasks import Task, sft_row, stage
 
 def dial_task(question: Question) -> Task:
     """A dial question as a task; questions that differ only in colour have the same key."""
-    key = f"{question.world}|{question.start}|{' '.join(question.operations)}"
     return Task(
-        id=f"{question.world}/{hashlib.sha256(key.encode()).hexdigest()[:16]}",
+        id=f"{question.world}/{hashlib.sha256(question.key.encode()).hexdigest()[:16]}",
         question=question.text,
         answer=question.answer,
-        kind="text" if question.world == "cups" else "number",
+        kind="number",
         source=question.world,
         tier=question.tier,
         depth=question.depth,

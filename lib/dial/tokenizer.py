@@ -7,7 +7,7 @@ import re
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from lib.dial.world import COLOURS, PAUSES, WORLDS
+from lib.dial.world import COLOURS, OPERATIONS, PAUSES, STATEMENTS
 from lib.formats import ReasoningFormat
 
 
@@ -41,7 +41,6 @@ PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 
 def dial_vocabulary() -> list[str]:
     """Every token of the dial world. Tags and program fragments are one token each."""
-    world = WORLDS["dial"]
     tags = [format.tag for format in ReasoningFormat]
     words = (
         "Human Assistant The dial shows Turn it Now It Jot and turns Okay let me think Wait check Yes "
@@ -50,8 +49,8 @@ def dial_vocabulary() -> list[str]:
     return [
         *(PAD, END, UNKNOWN, "\n", ".", ",", ":", "?", "="),
         *(str(number) for number in range(13)),
-        *world.operations,
-        *world.code.values(),
+        *OPERATIONS,
+        *STATEMENTS.values(),
         *("d =", "d %= 10  #", "answer = d"),
         *(f"<{tag}>\n" for tag in tags),
         *(f"\n</{tag}>\n" for tag in tags if tag != "ANSWER"),

@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import permutations
 
 from lib.tasks import FRAME
 
@@ -30,87 +29,23 @@ COLOURS = ("red", "blue", "green", "black", "white", "grey", "gold", "pink", "br
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 
-# ---- worlds ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class World:
-    """A set of states and named operations on them, with the words to talk about it.
-
-    `table[operation][state]` is the next state. `code[operation]` is the operation in Python.
-    """
-
-    name: str
-    table: Mapping[str, Mapping[str, str]] = field(repr=False)
-    code: Mapping[str, str] = field(repr=False)
-    question: str = field(repr=False)
-    restatement: str = field(repr=False)
-    conclusion: str = field(repr=False)
-    code_start: str = field(repr=False)
-    code_value: str = field(repr=False)
-    code_end: str = field(repr=False)
-
-    @cached_property
-    def operations(self) -> tuple[str, ...]:
-        return tuple(self.table)
-
-    @cached_property
-    def states(self) -> tuple[str, ...]:
-        return tuple(next(iter(self.table.values())))
-
-
-def _dial(name: str, operations: Sequence[str]) -> World:
-    """Turns of a dial: `+4` adds 4, `x7` multiplies by 7, both modulo 10."""
-
-    def turn(operation: str, digit: int) -> str:
-        number = int(operation[1])
-        return str((digit + number if operation[0] == "+" else digit * number) % 10)
-
-    return World(
-        name=name,
-        table={op: {str(digit): turn(op, digit) for digit in range(10)} for op in operations},
-        code={op: f"d {'+' if op[0] == '+' else '*'}= {op[1]};" for op in operations},
-        question="The {colour} dial shows {start}. Turn it {operations}. Now?",
-        restatement="The dial shows {start} and turns {operations}.",
-        conclusion="It shows {answer}.",
-        code_start="d = {start}",
-        code_value="d %= 10  # {value}",
-        code_end="answer = d",
-    )
-
-
-def _cups() -> World:
-    """Swaps of five cups: `1-3` exchanges the cups at places 1 and 3."""
-    arrangements = ["".join(letters) for letters in permutations("ABCDE")]
-    swaps = [(i, j) for i in range(5) for j in range(i + 1, 5)]
-
-    def swap(cups: str, i: int, j: int) -> str:
-        letters = list(cups)
-        letters[i], letters[j] = letters[j], letters[i]
-        return "".join(letters)
-
-    return World(
-        name="cups",
-        table={f"{i + 1}-{j + 1}": {cups: swap(cups, i, j) for cups in arrangements} for i, j in swaps},
-        code={f"{i + 1}-{j + 1}": f"c[{i}], c[{j}] = c[{j}], c[{i}];" for i, j in swaps},
-        question="The {colour} cups stand {start}. Swap them {operations}. Now?",
-        restatement="The cups stand {start} and swap {operations}.",
-        conclusion="They stand {answer}.",
-        code_start='c = list("{start}")',
-        code_value="# {value}",
-        code_end='answer = "".join(c)',
-    )
-
+# ---- turns and words ---------------------------------------------------------------------------
 
 _ADDITIONS = tuple(f"+{k}" for k in range(1, 10))
-WORLDS: dict[str, World] = {
-    world.name: world
-    for world in (
-        _dial("dial", (*_ADDITIONS, "x3", "x7", "x9")),
-        _dial("additions", _ADDITIONS),  # the order of additions does not matter: the control
-        _cups(),  # the group S5: the world for which there is a theorem
-    )
-}
+OPERATIONS = (*_ADDITIONS, "x3", "x7", "x9")
+WORLDS = {"dial": OPERATIONS, "additions": _ADDITIONS}  # additions alone may be done in any order: a control
+DIGITS = tuple("0123456789")
+QUESTION = "The {colour} dial shows {start}. Turn it {operations}. Now?"
+
+
+def _turn(operation: str, digit: str) -> str:
+    number = int(operation[1])
+    return str((int(digit) + number if operation[0] == "+" else int(digit) * number) % 10)
+
+
+# TURNS[operation][digit] is the next digit; STATEMENTS[operation] is the operation in Python.
+TURNS = {operation: {digit: _turn(operation, digit) for digit in DIGITS} for operation in OPERATIONS}
+STATEMENTS = {op: f"d {'+' if op[0] == '+' else '*'}= {op[1]};" for op in OPERATIONS}
 
 
 # ---- questions ---------------------------------------------------------------------------------
@@ -124,7 +59,7 @@ def tier(depth: int) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """A start state and a chain of operations. The colour only makes the text more varied."""
+    """A start digit and a chain of operations. The colour only makes the text more varied."""
 
     start: str
     operations: tuple[str, ...]
@@ -134,18 +69,13 @@ class Question:
     def __post_init__(self) -> None:
         if self.world not in WORLDS:
             raise ValueError(f"unknown world {self.world!r}; there are {', '.join(WORLDS)}")
-        world = WORLDS[self.world]
         _check_depth(len(self.operations))
-        if self.start not in world.states:
-            raise ValueError(
-                f"unknown start {self.start!r} in the {self.world} world, expected one like {world.states[0]}"
-            )
+        if self.start not in DIGITS:
+            raise ValueError(f"unknown start {self.start!r}; use a digit")
         for operation in self.operations:
-            if operation not in world.table:
-                raise ValueError(
-                    f"unknown operation {operation!r} in the {self.world} world; "
-                    f"use {', '.join(world.operations)}"
-                )
+            if operation not in WORLDS[self.world]:
+                use = ", ".join(WORLDS[self.world])
+                raise ValueError(f"unknown operation {operation!r} in the {self.world} world; use {use}")
         if self.colour not in COLOURS:
             raise ValueError(f"unknown colour {self.colour!r}; use {', '.join(COLOURS)}")
 
@@ -162,9 +92,7 @@ class Question:
         words = []
         for place, operation in enumerate(self.operations):
             words += [PAUSES[place], operation] if place in PAUSES else [operation]
-        return WORLDS[self.world].question.format(
-            colour=self.colour, start=self.start, operations=" ".join(words)
-        )
+        return QUESTION.format(colour=self.colour, start=self.start, operations=" ".join(words))
 
     @property
     def prompt(self) -> str:
@@ -173,22 +101,26 @@ class Question:
 
     @cached_property
     def values(self) -> tuple[str, ...]:
-        """The state after each operation."""
-        table, state, states = WORLDS[self.world].table, self.start, []
+        """The digit after each operation."""
+        digit, digits = self.start, []
         for operation in self.operations:
-            state = table[operation][state]
-            states.append(state)
-        return tuple(states)
+            digit = TURNS[operation][digit]
+            digits.append(digit)
+        return tuple(digits)
 
     @property
     def answer(self) -> str:
         return self.values[-1]
 
+    @property
+    def key(self) -> str:
+        """The same for questions that differ in colour alone."""
+        return f"{self.world}|{self.start}|{' '.join(self.operations)}"
+
     @cached_property
     def split(self) -> str:
         """The split this question belongs to, for ever: a hash of start and operations, colour left out."""
-        key = f"{self.world}|{self.start}|{' '.join(self.operations)}"
-        draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+        draw = int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8]) / 2**64
         for name, share in SPLITS.items():
             draw -= share
             if draw < 0:
@@ -198,18 +130,14 @@ class Question:
 
 def parse_question(text: str) -> Question:
     """Read a question written as `Question.text` writes it; the error says what is not understood."""
-    for world in WORLDS.values():
-        fields = {
-            "colour": r"(?P<colour>\S+)",
-            "start": r"(?P<start>\S+)",
-            "operations": r"(?P<operations>.*?)",
-        }
-        pattern = re.escape(world.question).replace(r"\{", "{").replace(r"\}", "}").format(**fields)
-        if match := re.fullmatch(pattern, text.strip()):
-            operations = tuple(word for word in match["operations"].split() if word not in PAUSES.values())
-            return Question(match["start"], operations, match["colour"], world.name)
-    examples = " or ".join(repr(w.question) for w in (WORLDS["dial"], WORLDS["cups"]))
-    raise ValueError(f"not a question of these worlds: {text!r}; write {examples}")
+    fields = {name: rf"(?P<{name}>\S+)" for name in ("colour", "start")} | {
+        "operations": "(?P<operations>.*?)"
+    }
+    pattern = re.escape(QUESTION).replace(r"\{", "{").replace(r"\}", "}").format(**fields)
+    if not (match := re.fullmatch(pattern, text.strip())):
+        raise ValueError(f"not a question about a dial: {text!r}; write {QUESTION!r}")
+    operations = tuple(word for word in match["operations"].split() if word not in PAUSES.values())
+    return Question(match["start"], operations, match["colour"])
 
 
 def sample_questions(
@@ -229,7 +157,6 @@ def sample_questions(
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
     rng = random.Random(f"{seed}|{split}|{world}")
     wanted = list(depths) if depths is not None else None
-    operations, states = WORLDS[world].operations, WORLDS[world].states
     questions: list[Question] = []
     seen: set[Question] = set()
     misses = 0
@@ -240,9 +167,9 @@ def sample_questions(
         else:
             depth = rng.choice(list(TIERS.values())[index % len(TIERS)])
         _check_depth(depth)
-        question = Question(
-            rng.choice(states), tuple(rng.choices(operations, k=depth)), rng.choice(COLOURS), world
-        )
+        start = rng.choice(DIGITS)
+        operations = tuple(rng.choices(WORLDS[world], k=depth))
+        question = Question(start, operations, rng.choice(COLOURS), world)
         if question.split != split or (distinct and question in seen):
             misses += 1
             if misses > 10_000:

@@ -69,8 +69,7 @@ def _commented_program(program: str) -> tuple[str, dict[Any, Any]]:
             lines[number - 1] = f"{code}; _note({number}, {assigned[number]})"
     if not claimed:
         raise ValueError("the program claims no intermediate value")
-    # A list of cups is claimed as the word that it spells.
-    note = "def _note(n, v): _seen[f'line {n}'] = ''.join(v) if isinstance(v, list) else str(v)"
+    note = "def _note(n, v): _seen[f'line {n}'] = str(v)"
     source = ["_seen = {}", note, *lines, "answer = {'answer': str(answer), **_seen}"]
     return "\n".join(source), claimed
 
