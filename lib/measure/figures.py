@@ -83,12 +83,24 @@ def accuracy_tokens_plane(summary: pd.DataFrame, *, above: Collection[str] = ())
 
 
 def share_bars(shares: pd.DataFrame) -> Figure:
-    """Stacked bars: the share of each format (columns) in each tier (rows); other columns are grey."""
+    """Stacked bars: the share of each format (columns) in each tier (rows); other columns are grey.
+
+    Shares are rounded so that the whole percents of a row sum to 100.
+    """
     formats = [format for format in ReasoningFormat if format in shares.columns]
     shares = shares[[*formats, *(name for name in shares.columns if name not in formats)]]
+    shares = shares.apply(_whole_percents, axis=1)
     figure, ax = stacked_bars(shares, [COLOURS.get(name, (0.7,) * 3) for name in shares.columns], "{:.0%}")
     ax.set(xlabel="share of responses", ylabel="tier", xlim=(0, 1))
     return figure
+
+
+def _whole_percents(shares: pd.Series) -> pd.Series:
+    """Shares that sum to 1 as whole percents that do: those that lose most by rounding down get one more."""
+    percents = (100 * shares).floordiv(1)
+    lost = (100 * shares - percents).sort_values(ascending=False, kind="stable")
+    percents[lost.index[: round(100 * shares.sum() - percents.sum())]] += 1
+    return percents / 100
 
 
 def stacked_bars(table: pd.DataFrame, colours: list[tuple], text: str) -> tuple[Figure, Axes]:
@@ -99,12 +111,18 @@ def stacked_bars(table: pd.DataFrame, colours: list[tuple], text: str) -> tuple[
     for column, colour in zip(table.columns, colours, strict=False):
         bars = ax.barh(names, table[column], left=left, color=colour, label=NAMES.get(column, column))
         labels = [text.format(v) if v >= 0.05 * table.sum(axis=1).max() else "" for v in table[column]]
-        ax.bar_label(bars, labels, label_type="center", color="white")
+        ax.bar_label(bars, labels, label_type="center", color=_readable_on(colour))
         left += table[column]
     ax.invert_yaxis()
     ax.grid(visible=False)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=5, frameon=False)
     return figure, ax
+
+
+def _readable_on(colour: tuple) -> str:
+    """Black or white, whichever stands out more, by the luminance of WCAG 2."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return "black" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "white"
 
 
 def grouped_bars(table: pd.DataFrame, *, ylabel: str, fmt: str = "%.2f") -> Figure:
