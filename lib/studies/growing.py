@@ -1,12 +1,12 @@
-"""Notebook 00: a model that is asked questions while it is trained."""
+"""Notebook 00: a model that is asked questions while it is trained, and the record of the base's training."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -14,111 +14,68 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib import dial
-from lib.dial.pretrain import Corpus, Documents, PretrainConfig, pretrain
-from lib.engines.ask import ask
+from lib.dial.pretrain import PretrainConfig, pretrain
+from lib.engines.ask import Policy, ask
 from lib.formats import ReasoningFormat
 from lib.policies.load import load_tokenizer
-from lib.runs import ROOT, Run, provenance, start_run, write_atomically, write_json
+from lib.runs import ROOT, Run, provenance, write_atomically, write_json
 from lib.tasks import Task, rollout_table
 
 RECORDS = ROOT / "data" / "reference_runs" / "00_the_dial_world"
-PER_DEPTH = 20  # questions asked at each checkpoint, per depth and style
-
-
-class WorkedLines:
-    """Documents (prompt, response) in which every operation is worked; document i is always the same."""
-
-    def __init__(self, documents: int, *, seed: int, deepest: int):
-        self.documents, self.seed, self.deepest = documents, seed, deepest
-
-    def __len__(self) -> int:
-        return self.documents
-
-    def __getitem__(self, index: int) -> tuple[str, str]:
-        rng = random.Random(f"worked|{self.seed}|{index}")
-        depth = rng.randint(1, self.deepest)
-        (question,) = dial.sample_questions(1, seed=rng.randrange(2**63), depths=[depth])
-        return question.prompt, dial.untagged_response(question, ReasoningFormat.LONG_COT)
-
-
-def without_pauses(text: str) -> str:
-    """A question or a response of the corpus, without the words at which one would jot."""
-    return " ".join(word for word in text.split(" ") if word not in dial.PAUSES.values())
-
-
-class WithoutPauses:
-    """The corpus of the base without *then* and *later*, in questions and in what is jotted."""
-
-    def __init__(self, corpus: Documents):
-        self.corpus = corpus
-
-    def __len__(self) -> int:
-        return len(self.corpus)
-
-    def __getitem__(self, index: int) -> tuple[str, str]:
-        prompt, response = self.corpus[index]
-        return without_pauses(prompt), without_pauses(response)
 
 
 def checkpoints(
     config: PretrainConfig,
     tokenizer: PreTrainedTokenizerBase,
-    run: Run,
-    steps: Sequence[int],
     *,
-    corpus: Documents | None = None,
-    say: Callable[[str], None] | None = None,
-) -> Iterator[tuple[int, PreTrainedModel, Mapping[str, Any]]]:
-    """Train to each of `steps` in turn and stop there: the step, the model, and what the stretch took."""
-    for step in steps:
-        model, facts = pretrain(config, tokenizer, run, corpus=corpus, stop_at=step, say=say)
-        yield step, model, facts
+    every: int,
+    last: int,
+) -> Iterator[tuple[int, PreTrainedModel, list[dict[str, Any]]]]:
+    """The base's training up to step `last`, stopped every so many: the step, the model, the log so far.
+
+    It is done anew each time, and nothing of it is kept.
+    """
+    with TemporaryDirectory() as place:
+        run = Run(Path(place), {})
+        for step in range(every, last + 1, every):
+            model, _ = pretrain(replace(config, save_every=every), tokenizer, run, stop_at=step)
+            yield step, model, run.metrics()
 
 
-def asked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task]) -> pd.DataFrame:
-    """Right answers by style and depth: columns format, depth, right, count."""
-    rows = []
+def asked(policy: Policy, tasks: Sequence[Task], *, max_new_tokens: int = 160) -> pd.DataFrame:
+    """Each style forced: columns format, depth, readable (an answer could be read), right, count."""
+    tables = []
     for style in ReasoningFormat:
         begun = dial.UNTAGGED_PREFIX[style]
-        table = rollout_table(ask((model, tokenizer), tasks, prefix=begun, read=dial.read_untagged), tasks)
-        counts = table.groupby("depth")["correct"].agg(right="sum", count="size").reset_index()
-        rows.append(counts.assign(format=style.value))
-    return pd.concat(rows, ignore_index=True)[["format", "depth", "right", "count"]]
+        rollouts = ask(policy, tasks, prefix=begun, read=dial.read_untagged, max_new_tokens=max_new_tokens)
+        rows = rollout_table(rollouts, tasks).assign(readable=lambda rows: rows["answer"].notna())
+        counts = {"readable": ("readable", "sum"), "right": ("correct", "sum"), "count": ("correct", "size")}
+        tables.append(rows.groupby("depth").agg(**counts).reset_index().assign(format=style.value))
+    return pd.concat(tables, ignore_index=True)
 
 
-def record(kind: str, *, seed: int, last: int, every: int) -> None:
+def record(*, seed: int, last: int, every: int = 100, per_depth: int = 20) -> None:
     """Train the base again up to step `last`, ask it every so many steps, and keep what it answered."""
-    config, tokenizer = PretrainConfig(seed=seed), load_tokenizer("dial-base")
+    tokenizer, found = load_tokenizer("dial-base"), []
     depths = range(1, dial.MAX_DEPTH + 1)
-    tasks = dial.dial_tasks(PER_DEPTH * len(depths), seed=seed, split="validation", depths=depths)
-    corpus: Documents = Corpus(config)
-    if kind == "without_pauses":
-        corpus = WithoutPauses(corpus)
-        tasks = [replace(task, prompt=without_pauses(task.prompt)) for task in tasks]
-    run = start_run(f"00_the_dial_world/{kind}/seed_{seed}", "reference", {"kind": kind, "seed": seed})
-    found, seconds = [], 0.0
-    for step, model, facts in checkpoints(
-        config, tokenizer, run, range(every, last + 1, every), corpus=corpus, say=print
-    ):
-        found.append(asked(model, tokenizer, tasks).assign(step=step))
-        seconds += facts["seconds"]
-    folder = RECORDS / kind / f"seed_{seed}"
+    tasks = dial.dial_tasks(per_depth * len(depths), seed=seed, split="validation", depths=depths)
+    for step, model, _ in checkpoints(PretrainConfig(seed=seed), tokenizer, every=every, last=last):
+        found.append(asked((model, tokenizer), tasks).assign(step=step))
+        print(f"step {step}", flush=True)
+    folder = RECORDS / "asked" / f"seed_{seed}"
     write_atomically(folder / "asked.csv", pd.concat(found).to_csv(index=False))
-    lines = [json.dumps({"step": row["step"], "loss": round(row["loss"], 4)}) + "\n" for row in run.metrics()]
-    write_atomically(folder / "metrics.jsonl", "".join(lines))
-    command = f"python -m lib.studies.growing {kind} --seed {seed} --last {last}"
-    write_json(folder / "provenance.json", provenance(command=command, seed=seed, seconds=round(seconds)))
+    command = f"python -m lib.studies.growing asked --seed {seed} --last {last}"
+    write_json(folder / "provenance.json", provenance(command=command, seed=seed))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=["asked", "without_pauses"])
+    parser.add_argument("record", choices=["asked"], help="what to make under data/reference_runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--last", type=int, default=1400, help="the step after which to stop")
-    parser.add_argument("--every", type=int, default=100, help="steps between two askings")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    record(given.kind, seed=given.seed, last=given.last, every=given.every)
+    record(seed=given.seed, last=given.last)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from lib.formats import ReasoningFormat
 from lib.measure.figures import COLOURS, MARKERS, METHODS, NAMES, PALETTE, grouped_bars
 from lib.measure.intervals import seed_interval
 
-TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88"}
+TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88", "not trained": "0.80"}
 
 
 def staircase(
@@ -41,7 +41,7 @@ def accuracy_and_tokens(summary: pd.DataFrame) -> Figure:
     """Two panels over depth: what each format gets right, and what it costs."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     staircase(summary, ax=left)
-    left.get_legend().remove()
+    left.legend(loc="center right", bbox_to_anchor=(1, 0.6))
     shade_tiers(right, int(summary["depth"].max()))
     for format, rows in summary.groupby("format", sort=False):
         right.plot(rows["depth"], rows["tokens"], **_look(format), ms=5)
@@ -55,17 +55,6 @@ def accuracy_and_tokens(summary: pd.DataFrame) -> Figure:
         )
     right.set(xlabel="depth of the question (operations)", ylabel="mean tokens per response", ylim=(0, None))
     right.set_xticks(left.get_xticks())
-    return figure
-
-
-def loss_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
-    """Training loss by step, a line per run; the first is the reference and is drawn pale."""
-    figure, ax = plt.subplots()
-    for index, (name, rows) in enumerate(runs.items()):
-        style = {"color": "0.65", "lw": 3} if index == 0 else {"color": PALETTE[index - 1], "lw": 1.5}
-        ax.plot(rows["step"], rows["loss"], label=name, **style)
-    ax.set(xscale="log", yscale="log", xlabel="step (log scale)", ylabel="loss (nats per token, log scale)")
-    ax.legend(frameon=False)
     return figure
 
 
@@ -176,8 +165,13 @@ def budget_curves(summary: pd.DataFrame) -> Figure:
 
 
 def shade_tiers(ax: Axes, deepest: int) -> None:
-    """Shade the depths of the three tiers and name them."""
-    for name, (low, high) in {"easy": (1, 2), "medium": (3, 6), "hard": (7, max(deepest, 7))}.items():
+    """Shade and name the depths of the three tiers, and those beyond training."""
+    for name, (low, high) in {
+        "easy": (1, 2),
+        "medium": (3, 6),
+        "hard": (7, max(min(deepest, 12), 7)),
+        "not trained": (13, deepest),
+    }.items():
         if low <= deepest:
             ax.axvspan(low - 0.5, high + 0.5, color=TIER_SHADES[name], zorder=0, lw=0)
             place = ax.get_xaxis_transform()  # x in depths, y in parts of the axis

@@ -15,6 +15,9 @@ from lib.formats import ReasoningFormat
 from lib.measure.intervals import Z95, wilson_interval
 from lib.policies import load_policy
 from lib.studies.exercises.core import Cases, Check
+from lib.studies.exercises.dial_longer import easy_price as easy_price
+from lib.studies.exercises.dial_longer import first_wrong as first_wrong
+from lib.studies.exercises.dial_longer import third_digit as third_digit
 
 DIRECT, SHORT_COT, CODE, LONG_COT = ReasoningFormat
 
