@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import signal
@@ -13,13 +14,9 @@ import torch
 from bitsandbytes import matmul_4bit
 from bitsandbytes.functional import dequantize_4bit, get_4bit_type, quantize_4bit
 from peft import PeftModel
-from transformers import (
-    AutoModelForCausalLM,
-    DataCollatorForLanguageModeling,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling
 
-from lib.dial import dial_tokenizer, gold_response, new_dial_model, sample_questions
+from lib.dial import dial_tokenizer, gold_response, new_dial_model, parse_question, sample_questions
 from lib.engines import launch
 from lib.formats import ReasoningFormat, render_response
 from lib.methods.sft import (
@@ -31,13 +28,23 @@ from lib.methods.sft import (
 )
 from lib.methods.sft_rows import IGNORED, by_length, encode, encode_rows, masking_faults, read_rows
 from lib.methods.training import accumulation_steps
-from lib.policies.adapters import add_lora, merge_adapter, start_embeddings
+from lib.policies.adapters import merge_adapter, start_embeddings
 from lib.policies.load import load_policy
-from lib.policies.memory import memory_mb, trained_parameters
+from lib.policies.memory import memory_mb
 from lib.policies.random_models import byte_level_tokenizer
 from lib.policies.save import save_policy
 from lib.runs import start_run
-from lib.studies.qlora import merge_damage, training_memory
+from lib.studies import faults
+from lib.studies.qlora import (
+    batch_of,
+    drift,
+    guessed_digits,
+    loss_levels,
+    memory_plan,
+    padded,
+    ways_to_merge,
+    weight_error,
+)
 from lib.tasks import FRAME
 
 
@@ -145,6 +152,19 @@ def test_padding_with_the_end_token_still_teaches_to_end(config, base):
     batch = next(iter(trainer.get_train_dataloader()))
     assert trainer.processing_class.pad_token_id == trainer.processing_class.eos_token_id
     assert masking_faults(batch, tokenizer.eos_token_id) == []
+
+
+def test_an_end_that_is_missing_and_one_without_a_label_are_the_same_fault(base):
+    model, tokenizer = load_policy(base)
+    rows = [encode(row, tokenizer) for row in ROWS[:6]]
+    losses, found = {}, {}
+    for name, spoil in faults.FAULTS.items():
+        batch = padded(spoil(rows), tokenizer, model.device)
+        losses[name] = model(**batch).loss.item()
+        found[name] = bool(masking_faults(batch, tokenizer.eos_token_id))
+    assert found == {"sound": False, "no_end": True, "pad_is_end": True, "no_mask": True}
+    assert losses["no_end"] == pytest.approx(losses["pad_is_end"], rel=1e-5)
+    assert losses["no_end"] != pytest.approx(losses["sound"], rel=1e-3)
 
 
 def test_a_faulty_first_batch_stops_training(config, monkeypatch):
@@ -293,29 +313,30 @@ def test_nf4_takes_less_memory_and_leaves_the_output_layer_alone(base):
     assert saved == pytest.approx(linear * (4 - 0.5) / 2**20, rel=0.05)
 
 
-@pytest.mark.parametrize("method", ["qlora", "lora", "full"])
-def test_the_computed_memory_is_the_measured(base, method):
-    model, _ = load_policy(base, quantised=method == "qlora")
-    model = model if method == "full" else add_lora(model, rank=8, alpha=16)
-    plan = training_memory(model.config, method=method, rank=8, dtype=torch.float32)
-    assert plan["trained_parameters"] == trained_parameters(model)
-    assert plan["weights_mb"] == pytest.approx(memory_mb(model), rel=0.03)
+def test_the_memory_of_7b_is_known_without_its_weights():
+    plan = memory_plan(["Qwen/Qwen2.5-7B"])
+    gb = plan.groupby(["method", "kind"])["gb"].sum()
+    assert gb["lora", "weights"] == pytest.approx(2 * 7.62e9 / 2**30, rel=0.02)  # 7.61B, says its model card
+    assert gb["full", "optimiser"] == pytest.approx(2 * gb["full", "gradients"])
+    assert gb["qlora", "weights"] < 0.4 * gb["lora", "weights"]
+    assert set(plan["kind"]) == {"weights", "gradients", "optimiser", "activations"}
+    assert plan.groupby("method")["trained"].first()["qlora"] < 0.01
 
 
-def test_the_computed_memory_of_7b_is_known_without_its_weights():
-    config = Qwen2Config(
-        vocab_size=152_064,
-        hidden_size=3584,
-        intermediate_size=18_944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        tie_word_embeddings=False,
-    )
-    plan = training_memory(config, method="full")
-    assert plan["trained_parameters"] == 7_615_616_512  # as Qwen2.5-7B's model card has it: 7.61B
-    assert training_memory(config, method="lora")["weights_mb"] == pytest.approx(14_600, rel=0.02)
-    assert training_memory(config, method="qlora")["weights_mb"] < 6_000
+def test_the_level_of_a_loss_is_what_must_be_guessed():
+    """Two direct answers of four tokens: one within reach, one beyond."""
+    prompts = [
+        "The red dial shows 3. Turn it +4 x7. Now?",
+        "The red dial shows 3. Turn it +4 x7 then +1. Now?",
+    ]
+    rows = [
+        {"prompt": FRAME.format(question=text), "completion": "<ANSWER>\n9\n</ANSWER>", "format": "direct"}
+        for text in prompts
+    ]
+    level = loss_levels(rows, dial_tokenizer())["direct"]
+    assert level == pytest.approx((2 * math.log(4) + math.log(10)) / 8)
+    deep = parse_question("The red dial shows 3. Turn it +4 x7 then +1 +1 later +1 +1 +1 +1 +1. Now?")
+    assert deep.depth == 9 and guessed_digits(deep, ReasoningFormat.CODE) == 1
 
 
 @pytest.fixture
@@ -328,20 +349,18 @@ def adapter(config):
 
 def test_merging_into_the_dequantised_base_alone_keeps_the_model(adapter, base, tmp_path):
     model, tokenizer, folder = adapter
-    ids = tokenizer([row["prompt"] for row in VALIDATION], return_tensors="pt", padding=True).input_ids
+    batch = batch_of(VALIDATION, tokenizer, torch.device("cpu"))
     merged = merge_adapter(base, folder, quantised=True)
-    right = merge_damage(model, merged, ids)
-    assert right["weight_max"] < 1e-6 and right["logit_max"] < 1e-4
-    onto_full = merge_damage(model, merge_adapter(base, folder, quantised=False), ids)
-    assert onto_full["weight_max"] > 1e-3 and onto_full["logit_max"] > 0.05
-    into_nf4 = PeftModel.from_pretrained(load_policy(base, quantised=True)[0], folder)
-    with pytest.warns(UserWarning, match="4-bit"):
-        into_nf4 = merge_damage(model, into_nf4.merge_and_unload(), ids)
-    assert into_nf4["weight_max"] > 1e-3 and into_nf4["logit_max"] > 0.05
+    assert weight_error(model, merged) < 1e-7
+    assert drift(model, merged, batch)["kl"] < 1e-6 and drift(model, merged, batch)["other_choice"] < 0.01
+    apart, wrong = ways_to_merge(base, folder, torch.float32)
+    for other in wrong.values():
+        assert weight_error(apart, other) > 1e-4 and drift(apart, other, batch)["kl"] > 1e-5
 
     assert all(parameter.dtype == torch.float32 for parameter in merged.parameters())
     save_policy(merged, tokenizer, tmp_path / "merged")
     loaded, _ = load_policy(tmp_path / "merged")
+    ids = batch["input_ids"]
     assert torch.equal(loaded(ids).logits, merged(ids).logits)
 
 
@@ -484,8 +503,9 @@ def test_a_real_architecture_learns_real_questions_under_qlora(tiny_qwen, precis
     assert any(loaded[name].abs().max() > 0 for name in loaded if "lora_B" in name)
     ids = tokenizer(rows[0]["prompt"], return_tensors="pt").input_ids
     merged = merge_adapter(config.base, run.checkpoint / "result", quantised=True, dtype=config.dtype)
-    damage = merge_damage(model, merged, ids)
-    assert damage["logit_max"] < (1e-4 if precision == "float32" else 0.1)
+    with torch.inference_mode():
+        difference = (model(ids).logits.float() - merged(ids).logits.float()).abs().max()
+    assert difference < (1e-4 if precision == "float32" else 0.1)
 
 
 # ---- several processes -------------------------------------------------------------------------

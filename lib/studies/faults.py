@@ -5,12 +5,11 @@ python -m lib.studies.trainings 02 faults --seed 0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup, set_seed
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lib.dial.tasks import dial_tasks, gold_rows
 from lib.dial.world import sample_questions
@@ -20,6 +19,7 @@ from lib.methods.sft_rows import IGNORED, encode
 from lib.methods.training import load_trainable
 from lib.policies.load import load_tokenizer
 from lib.runs import Run, read_json
+from lib.studies.qlora import batch_of, drift, padded
 from lib.studies.records import RUNS, SFT_SHARE, Outcome
 from lib.tasks import rollout_table
 
@@ -53,7 +53,7 @@ FAULTS = {"sound": sound, "no_end": without_end, "pad_is_end": with_masked_end, 
 
 
 def train_unchecked(
-    config: SFTConfig, rows: Encoded, *, steps: int
+    config: SFTConfig, rows: Encoded, *, steps: int, size: int = BATCH
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, float]:
     """A policy trained on rows as they are, without the check of `make_trainer`, and its last loss."""
     set_seed(config.seed)
@@ -63,12 +63,10 @@ def train_unchecked(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimiser, round(config.warmup_share * steps), steps)
-    collate, order = DataCollatorForLanguageModeling(tokenizer.pad_token_id), torch.randperm(len(rows))
-    size = min(BATCH, len(rows))
+    order = torch.randperm(len(rows))
     for step in range(steps):
         chosen = [rows[int(order[(step * size + k) % len(rows)])] for k in range(size)]
-        batch = {name: values.to(model.device) for name, values in collate(chosen).items()}
-        loss = model.train()(**batch, use_cache=False).loss
+        loss = model.train()(**padded(chosen, tokenizer, model.device), use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
@@ -84,12 +82,13 @@ def study(seed: int, run: Run) -> Outcome:
     drawn = gold_rows(sample_questions(1200, seed=seed), seed=seed, sft_share=SFT_SHARE)
     rows = [encode(row, tokenizer) for row in drawn]
     watched = gold_rows(sample_questions(48, seed=0, split="validation"), seed=0)
-    held_out, losses, tables = [encode(row, tokenizer) for row in watched], {}, []
+    losses, tables = {}, []
     for fault, steps in STUDY:
         model, tokenizer, last = train_unchecked(config, FAULTS[fault](rows), steps=steps)
+        batch = batch_of(watched, tokenizer, model.device)
         losses[f"{fault}, {steps} steps"] = {
             "last": last,
-            "on completions": loss_of(model, tokenizer, held_out),
+            "on completions": math.log(drift(model, model, batch)["perplexity"]),
         }
         rollouts = answer((model, tokenizer), tasks, temperature=1.0, seed=seed)
         run.keep_rollouts(f"{fault}_{steps}", rollouts)
@@ -101,15 +100,6 @@ def study(seed: int, run: Run) -> Outcome:
 def _small(table: pd.DataFrame) -> pd.DataFrame:
     kept = table[["task_id", "depth", "correct", "truncated", "tokens"]].rename(columns={"task_id": "id"})
     return kept.assign(valid=table["used"] != "invalid").astype({"correct": bool, "tokens": "int16"})
-
-
-@torch.inference_mode()
-def loss_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, list[int]]]
-) -> float:
-    """Equation (4) on sound rows, in nats a token, whatever the model was trained on."""
-    batch = DataCollatorForLanguageModeling(tokenizer.pad_token_id)(list(rows))
-    return model(**{name: values.to(model.device) for name, values in batch.items()}).loss.item()
 
 
 def read_faults() -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -7,8 +7,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -64,47 +62,6 @@ def tokens_by_format(rows: pd.DataFrame) -> Figure:
     tiers = [tier for tier in TIER_SHADES if tier in means.index]
     formats = [format for format in ReasoningFormat if format in means.columns]
     return grouped_bars(means.loc[tiers, formats], ylabel="mean tokens per completion", fmt="%.0f")
-
-
-def quantisation(weight: torch.Tensor, restored: torch.Tensor, levels: torch.Tensor) -> Figure:
-    """Two panels: weights (out, in) over the largest of their block of 64, with the levels; their errors."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    blocks = weight.reshape(-1, 64)
-    left.hist((blocks / blocks.abs().amax(1, keepdim=True)).flatten().numpy(), bins=120, color="0.7")
-    for level in levels.tolist():
-        left.axvline(level, color=PALETTE[0], lw=0.8)
-    left.set(xlabel="weight / largest of its block", ylabel="number of weights", xticks=(-1, -0.5, 0, 0.5, 1))
-    bins = torch.linspace(weight.min(), weight.max(), 100).numpy()
-    right.hist(weight.flatten().numpy(), bins=bins, color="0.8", label="weight")
-    error = (restored - weight).flatten().numpy()
-    right.hist(error, bins=bins, color=PALETTE[1], histtype="step", lw=1.5, label="error of NF4")
-    right.set(xlabel="value", ylabel="number of weights (log scale)", yscale="log")
-    right.legend(frameon=False)
-    return figure
-
-
-def memory_bars(plan: pd.DataFrame) -> Figure:
-    """Memory to train (`gb`): a group of bars per `size`, a bar per `method`; lines mark common cards."""
-    figure, ax = plt.subplots()
-    sns.barplot(plan, x="size", y="gb", hue="method", ax=ax)
-    for card in (8, 24, 80):
-        ax.axhline(card, color="0.3", lw=0.8, ls="--")
-        ax.text(-0.48, card * 1.06, f"{card} GB card", fontsize=8, color="0.3")
-    ax.set(yscale="log", xlabel="parameters of the base", ylabel="memory to train (GB, log scale)")
-    ax.legend(title=None, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return figure
-
-
-def format_losses(metrics: pd.DataFrame) -> Figure:
-    """Training loss of each format by step, from the columns `loss_<format>` of a run's metrics."""
-    figure, ax = plt.subplots()
-    for format in ReasoningFormat:
-        if (column := f"loss_{format}") in metrics:
-            rows = metrics.dropna(subset=column)
-            ax.plot(rows["step"], rows[column], **_look(format))
-    ax.set(yscale="log", xlabel="step", ylabel="loss (nats per token, log scale)")
-    ax.legend(frameon=False)
-    return figure
 
 
 def format_curves(

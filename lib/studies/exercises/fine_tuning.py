@@ -1,4 +1,4 @@
-"""Your turn in notebook 02: NF4, a LoRA layer, labels, the loss of a batch, the merge."""
+"""Your turn in notebook 02: NF4, its bits, a LoRA layer, labels, the loss of a batch, the merge."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from lib import dial
 from lib.methods import sft_rows
 from lib.studies.exercises.core import Cases, Check
+from lib.studies.qlora import bits_per_weight
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -85,6 +86,32 @@ round_to_nf4 = Check(
         ),
         "This takes the next level below. Rounding takes the nearest one.": lambda weight: _nf4(
             weight, down=True
+        ),
+    },
+)
+
+# ---- bits of a weight ----------------------------------------------------------------------------
+
+
+bits = Check(
+    "bits",
+    bits_per_weight,
+    lambda: [(64, 256), (128, 256), (32, 64)],
+    {
+        "That is without the second rounding: the scale of a block takes 8 bits now, in place of 32.": (
+            lambda block, second: 4 + 32 / block
+        ),
+        "The 8-bit scales have a scale of their own, a float32 for each `second` of them.": (
+            lambda block, second: 4 + 8 / block
+        ),
+        "`second` counts scales, not weights: a float32 serves block times second weights.": (
+            lambda block, second: 4 + 8 / block + 32 / second
+        ),
+        "Sixteen levels need 4 bits, not 16: what is kept is the index of a level.": (
+            lambda block, second: 16 + 8 / block + 32 / (block * second)
+        ),
+        "Those are the scales alone. The weight's own 4 bits are missing.": (
+            lambda block, second: 8 / block + 32 / (block * second)
         ),
     },
 )
