@@ -83,6 +83,9 @@ format_counts = Check(
         "That is the share F / G. The number itself is wanted.": (
             lambda formats: library_counts(formats) / len(formats[0])
         ),
+        "These are the others with the same format. The response itself is counted, too.": (
+            lambda formats: library_counts(formats) - 1
+        ),
     },
 )
 
@@ -109,7 +112,7 @@ advantages = Check(
         "This divides by the population's deviation (n); GRPO here uses the sample's (n - 1).": (
             partial(_standardised, correction=0)
         ),
-        "Equal rewards have a deviation of 0, and this divides by it: add eps.": partial(
+        "Equal rewards have a deviation of 0, and this divides by it: add eps below the line.": partial(
             _standardised, eps=0.0
         ),
         "Mean and deviation are those of the whole batch. Each group, a row, has its own.": (
@@ -130,6 +133,10 @@ advantages = Check(
         "The sign: what is better than the mean has a positive advantage.": lambda rewards: (
             -_standardised(rewards)
         ),
+        "This divides by the variance. The deviation is its square root.": lambda rewards: (
+            (rewards - rewards.mean(1, keepdim=True)) / (rewards.var(1, keepdim=True) + 1e-6)
+        ),
+        "An eps of 1e-4 is TRL's. ARM's code has 1e-6.": partial(_standardised, eps=1e-4),
     },
 )
 
@@ -170,6 +177,12 @@ alpha = Check(
                 _shrunk(size / counts, 1, 0.5 * (1 + math.cos(math.pi * step / total))) / size
             )
         ),
+        "The 1/2 of (3) is missing: 1 + cos goes from 2 to 0.": (
+            lambda counts, size, step, total: _shrunk(counts, size, 1 + math.cos(math.pi * step / total))
+        ),
+        "pi is missing in the cosine, so the scale never comes down to 1.": (
+            lambda counts, size, step, total: _shrunk(counts, size, 0.5 * (1 + math.cos(step / total)))
+        ),
     },
 )
 
@@ -178,6 +191,10 @@ alpha = Check(
 
 def _scales(formats: Formats, step: float, total: float) -> torch.Tensor:
     return diversity_scale(library_counts(formats), len(formats[0]), step, total)
+
+
+def _known(formats: Formats) -> torch.Tensor:
+    return torch.tensor([[format is not None for format in group] for group in formats])
 
 
 scaled_rewards = Check(
@@ -192,9 +209,7 @@ scaled_rewards = Check(
     {
         "The scale is added. A wrong answer would be paid for being rare: multiply, and 0 stays 0.": (
             lambda rewards, formats, step, total: torch.where(
-                torch.tensor([[format is not None for format in group] for group in formats]),
-                rewards + _scales(formats, step, total),
-                rewards,
+                _known(formats), rewards + _scales(formats, step, total), rewards
             )
         ),
         "A response without a format is scaled, too. To be unreadable must not pay for being rare.": (
@@ -210,6 +225,11 @@ scaled_rewards = Check(
         ),
         "That is alpha alone. It is a factor of the reward.": (
             lambda rewards, formats, step, total: _scales(formats, step, total)
+        ),
+        "A response without a format keeps its reward; here it loses it.": (
+            lambda rewards, formats, step, total: (
+                library_scaled(rewards, formats, step, total) * _known(formats)
+            )
         ),
     },
 )
@@ -237,6 +257,8 @@ def _clipped(now: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, *, 
         "max": -torch.max(ratio * pay, clipped),
         "clipped alone": -clipped,
         "not clipped": -ratio * pay,
+        "ratios alone": -torch.min(ratio, ratio.clamp(0.8, 1.2)) * pay,
+        "one side": -torch.min(ratio * pay, ratio.clamp(max=1.2) * pay),
         "no exp": -torch.min((now - old) * pay, (now - old).clamp(0.8, 1.2) * pay),
     }[how]
 
@@ -275,6 +297,15 @@ loss = Check(
         "The mask is not used: padding has no loss.": (
             lambda now, old, pay, mask: clipped_loss(torch.exp(now - old), pay).mean()
         ),
+        "min is taken of ratios, and a negative advantage turns that round: multiply first, then min.": (
+            partial(_loss, how="ratios alone")
+        ),
+        "The clip has two sides: below 1 - epsilon it matters where the advantage is negative.": (
+            partial(_loss, how="one side")
+        ),
+        "There is no ratio: this is the plain policy gradient, advantage times log-prob.": (
+            lambda now, old, pay, mask: masked_mean(-now * pay[:, None], mask)
+        ),
     },
 )
 
@@ -301,6 +332,9 @@ kl = Check(
             lambda now, reference: kl_estimate(now, reference) + 1
         ),
         "That is the ratio. d must be taken away, too.": lambda now, reference: torch.exp(reference - now),
+        "The tokens are drawn from the policy, so its probability is not multiplied in once more.": (
+            lambda now, reference: torch.exp(now) * (now - reference)
+        ),
     },
 )
 

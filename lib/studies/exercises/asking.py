@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from operator import eq
+from operator import eq, sub
 from statistics import mean, pstdev, variance
 
 from lib.formats import ReasoningFormat, detect_format
@@ -35,6 +35,12 @@ opening = Check(
         "That tag closes. To force a format, open it.": lambda format: f"</{format.tag}>\n",
         "No words are needed: the model was trained to go on from the tag itself.": (
             lambda format: f"Use {format.value}.\n"
+        ),
+        "Direct is forced as well, by the tag of the answer.": (
+            lambda format: "" if format is DIRECT else format.prefix
+        ),
+        "Only the first tag is forced. What follows is for the model to write.": (
+            lambda format: f"{format.prefix}<ANSWER>\n"
         ),
     },
 )
@@ -65,6 +71,18 @@ decide = Check(
         ),
         "All three are compared: code, too.": (
             lambda d, s, c, long: (d, False) if d is not None and d == s else (long, True)
+        ),
+        "`a != b != c` compares neighbours, and does not stop where only two of them differ.": (
+            lambda d, s, c, long: (long, True) if d is None or (d != s != c) else (d, False)
+        ),
+        "One that cannot be read breaks the agreement; it is not left out.": (
+            lambda d, s, c, long: (
+                ({d, s, c} - {None}).pop() if len({d, s, c} - {None}) == 1 else long,
+                len({d, s, c} - {None}) != 1,
+            )
+        ),
+        "Where they differ long CoT answers, and not one of the three.": (
+            lambda d, s, c, long: (d, False) if d is not None and d == s == c else (c, True)
         ),
     },
 )
@@ -118,6 +136,19 @@ vote = Check(
         "That is the number of votes. Give the answer.": (
             lambda ballots, equal: sum(majority_vote(ballots, equal=equal) == ballot for ballot in ballots)
         ),
+        "No majority is needed: the answer with the most votes wins, even with less than half.": (
+            lambda ballots, equal: next(
+                (
+                    one
+                    for one in filter(None, ballots)
+                    if sum(equal(one, other) for other in filter(None, ballots)) > len(ballots) / 2
+                ),
+                None,
+            )
+        ),
+        "That is the first answer that can be read. Count votes.": (
+            lambda ballots, equal: next(filter(None, ballots), None)
+        ),
     },
 )
 
@@ -165,6 +196,17 @@ paired_interval = Check(
         "One standard error to each side holds 68 %. For 95 % it is 1.96 of them.": (
             lambda ours, theirs: mean_interval(_differences(ours, theirs), z=1.0)
         ),
+        "These are the middle and the half width. Give both ends.": (
+            lambda ours, theirs: (sum(_paired(ours, theirs)) / 2, -sub(*_paired(ours, theirs)) / 2)
+        ),
+        "Differences have a sign: without it, gains and losses do not cancel.": (
+            lambda ours, theirs: mean_interval([abs(one) for one in _differences(ours, theirs)])
+        ),
+        "That is the variance over the root of n. The deviation is the variance's square root.": (
+            lambda ours, theirs: _around(
+                mean(_differences(ours, theirs)), variance(_differences(ours, theirs)) / math.sqrt(len(ours))
+            )
+        ),
     },
 )
 
@@ -204,6 +246,27 @@ close = Check(
                 f"{text.rstrip()}\n</LONG_COT>\n<ANSWER>\n"
                 if detect_format(text) in (None, DIRECT)
                 else close_response(text)
+            )
+        ),
+        "The reasoning is closed, and then the answer must be opened: <ANSWER> is missing.": (
+            lambda text: (
+                close_response(text)
+                if "<ANSWER>" in text
+                else (close_response(text).removesuffix("<ANSWER>\n"))
+            )
+        ),
+        "A tag stands on a line of its own, <ANSWER> as well: the model goes on after the line break.": (
+            lambda text: (
+                close_response(text)
+                if "<ANSWER>" in text
+                else (close_response(text).removesuffix("\n") if detect_format(text) else text)
+            )
+        ),
+        "Spaces at the end of what was written come before the closing tag: take them away first.": (
+            lambda text: (
+                close_response(text)
+                if "</" in text or detect_format(text) in (None, DIRECT)
+                else (f"{text}\n</{detect_format(text).tag}>\n<ANSWER>\n")
             )
         ),
     },

@@ -13,6 +13,7 @@ import torch
 
 Function = Callable[..., Any]
 Cases = Sequence[tuple[Any, ...]]
+_SHORT = 32  # numbers of a tensor that are shown
 
 
 class NotYetError(AssertionError):
@@ -57,6 +58,8 @@ class Check:
             fault = difference(attempt(self.right, case), value)
             if fault or difference(self.cases()[place], cases[place]):
                 what = fault or "changes its arguments; work on a copy"
+                if all(value is None for value in given):
+                    what += "; is there a `return`?"
                 raise NotYetError(self._explain(given, place, what + _line(function, value)))
         return len(cases)
 
@@ -122,13 +125,26 @@ def difference(right: Any, given: Any) -> str | None:
     if isinstance(right, Failed):
         return f"gave {shown(given)}, and should raise"
     if given is None and right is not None:
-        return f"gave None, and {shown(right)} is right; is there a `return`?"
+        return f"gave None, and {shown(right)} is right"
     if isinstance(right, torch.Tensor) and right.dim():
         if not isinstance(given, torch.Tensor):
             return f"gave a {type(given).__name__}, and a tensor of shape {tuple(right.shape)} is expected"
         if given.shape != right.shape:
             return f"gave the shape {tuple(given.shape)}, and {tuple(right.shape)} is expected"
-    return None if _alike(right, given) else f"gave {shown(given)}, and {shown(right)} is right"
+    if _alike(right, given):
+        return None
+    if isinstance(right, torch.Tensor) and right.numel() > _SHORT:
+        return _first_difference(right, given)
+    return f"gave {shown(given)}, and {shown(right)} is right"
+
+
+def _first_difference(right: torch.Tensor, given: torch.Tensor) -> str:
+    """Of long tensors of one shape, the first place that differs."""
+    place = (~torch.isclose(given.double(), right.double(), rtol=1e-4, atol=1e-6, equal_nan=True)).nonzero()[
+        0
+    ]
+    at = tuple(place.tolist())
+    return f"gave {shown(given[at].item())} at {list(at)}, and {shown(right[at].item())} is right"
 
 
 def _alike(right: Any, given: Any) -> bool:
@@ -159,7 +175,7 @@ def shown(value: Any, room: int = 160) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}" if value.numel() > 32 else _plain(value.tolist())
+        return f"a tensor of shape {tuple(value.shape)}" if value.numel() > _SHORT else _plain(value.tolist())
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, str):

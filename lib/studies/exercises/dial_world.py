@@ -44,6 +44,9 @@ reaches = Check(
         "The formula has no end, but the questions have: none is deeper than MAX_DEPTH.": (
             lambda format: _ends(format, deepest=99)
         ),
+        "Each of the b + 1 pieces may be h long: h (b + 1), not h b + 1.": (
+            lambda format: min(dial.MAX_DEPTH, _ends(format, more=0, deepest=99) + 1)
+        ),
     },
 )
 
@@ -74,6 +77,10 @@ cheapest = Check(
         "This gives the number of tokens. Equation (3) is an argmin: give the format.": (
             lambda depth: min((dial.token_cost(f, depth) for f in _reaching(depth)), default=None)
         ),
+        "Beyond the reach of all formats there is nothing to take the `min` of: it needs a default.": (
+            lambda depth: min(_reaching(depth), key=lambda f: dial.token_cost(f, depth))
+        ),
+        "These are all formats that reach. Equation (3) takes the cheapest of them.": _reaching,
     },
 )
 
@@ -119,6 +126,23 @@ next_token = Check(
         "One place too early: the token is the first one whose cumulative sum lies above the draw.": (
             lambda logits, t, draw: (
                 _draw((logits / t).softmax(0), draw, later=-1) if t else int(logits.argmax())
+            )
+        ),
+        "Probabilities are divided by the temperature, and no longer sum to 1. Divide the logits.": (
+            lambda logits, t, draw: (
+                int((logits.softmax(0) / t).double().cumsum(0).le(draw).sum()) if t else int(logits.argmax())
+            )
+        ),
+        "One place too late: count the cumulative sums at or below the draw, and nothing more.": (
+            lambda logits, t, draw: (
+                int(((logits / t).softmax(0).cumsum(0) <= draw).sum()) + 1 if t else int(logits.argmax())
+            )
+        ),
+        "The parts lie side by side in the order of ids, not of size.": (
+            lambda logits, t, draw: int(
+                logits.argsort(descending=True)[
+                    _draw((logits / t).softmax(0).sort(descending=True).values, draw) if t else 0
+                ]
             )
         ),
     },
@@ -180,6 +204,12 @@ respond = Check(
         "One token too many: `room` is the largest number of new tokens.": (
             lambda model, ids, end, room: _loop(model, ids, end, room + 1)
         ),
+        "Nothing is written: `room` counts the new tokens, and the prompt takes none of it.": (
+            lambda model, ids, end, room: _loop(model, ids, end, room - len(ids))
+        ),
+        "It stops after one token. Is the `return` inside the loop?": (
+            lambda model, ids, end, room: _loop(model, ids, end, min(room, 1))
+        ),
     },
 )
 
@@ -187,12 +217,24 @@ respond = Check(
 
 
 def _wilson(
-    right: int, count: int, *, z: float = Z95, shrunk: bool = True, centred: bool = True
+    right: int,
+    count: int,
+    *,
+    z: float = Z95,
+    shrunk: bool = True,
+    centred: bool = True,
+    pulled: int = 1,
+    wider: int = 1,
 ) -> tuple[float, float]:
     rate, scale = right / count, 1 + z**2 / count if shrunk else 1.0
-    centre = (rate + z**2 / (2 * count)) / scale if centred else rate
-    half = z * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2)) / scale
+    centre = (rate + pulled * z**2 / (2 * count)) / scale if centred else rate
+    half = z * math.sqrt(rate * (1 - rate) / count + wider * z**2 / (4 * count**2)) / scale
     return centre - half, centre + half
+
+
+def _middle_and_half(right: int, count: int) -> tuple[float, float]:
+    low, high = _wilson(right, count)
+    return (low + high) / 2, (high - low) / 2
 
 
 def _wald(right: int, count: int) -> tuple[float, float]:
@@ -219,5 +261,10 @@ interval = Check(
         "These are numbers of right answers. The interval is of the rate: divide by n.": (
             lambda right, count: tuple(count * end for end in _wilson(right, count))
         ),
+        "The middle lacks z^2 / 2n.": lambda right, count: _wilson(right, count, pulled=0),
+        "The half width lacks z^2 / 4n^2 under the root: without it, it is 0 at 0 and 1.": (
+            lambda right, count: _wilson(right, count, wider=0)
+        ),
+        "These are middle and half width. Give both ends.": _middle_and_half,
     },
 )

@@ -87,6 +87,17 @@ round_to_nf4 = Check(
         "This takes the next level below. Rounding takes the nearest one.": lambda weight: _nf4(
             weight, down=True
         ),
+        "These are places in the list of levels. Look the levels up, and multiply by the scale.": (
+            lambda weight: (
+                ((weight.reshape(-1, 64) / _blocks(weight)[1])[:, :, None] - _levels())
+                .abs()
+                .argmin(2)
+                .reshape(weight.shape)
+            )
+        ),
+        "The weights are not divided by the largest of their block, so only a few levels are used.": (
+            lambda weight: _rounded(weight.reshape(-1, 64), torch.ones(1), _levels()).reshape(weight.shape)
+        ),
     },
 )
 
@@ -167,6 +178,15 @@ lora = Check(
         "x meets A first, which makes it thin, and then B.": (
             lambda x, w, a, b, alpha: x @ w.T + alpha / len(a) * x @ b @ a
         ),
+        "B's rows are the outputs. The rank is the number of A's rows, the thin side.": (
+            lambda x, w, a, b, alpha: x @ w.T + alpha / len(b) * x @ a.T @ b.T
+        ),
+        "The factor alpha / r belongs to the correction alone, not to the frozen layer.": (
+            lambda x, w, a, b, alpha: alpha / len(a) * (x @ w.T + x @ a.T @ b.T)
+        ),
+        "The factor is upside down: alpha / r.": (
+            lambda x, w, a, b, alpha: x @ w.T + len(a) / alpha * x @ a.T @ b.T
+        ),
     },
 )
 
@@ -205,6 +225,9 @@ merge = Check(
         ),
         "That is the correction alone. It is added to the rounded weights.": (
             lambda w, a, b, alpha: alpha / len(a) * b @ a
+        ),
+        "These are the rounded weights. The correction is missing.": (
+            lambda w, a, b, alpha: _by_bitsandbytes(w)
         ),
     },
 )
@@ -256,6 +279,14 @@ encode = Check(
                 row, tokenizer, lambda ids, labels, n: (ids, labels[:n] + [1] * len(labels[n:]))
             )
         ),
+        "The labels are as long as the ids: -100 stands for each token of the prompt.": (
+            lambda row, tokenizer: _changed(row, tokenizer, lambda ids, labels, n: (ids, labels[n:]))
+        ),
+        "The wrong way round: the prompt has labels and the completion none.": (
+            lambda row, tokenizer: _changed(
+                row, tokenizer, lambda ids, labels, n: (ids, ids[:n] + [-100] * len(ids[n:]))
+            )
+        ),
     },
 )
 
@@ -274,6 +305,13 @@ def _batches() -> Cases:
 def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The loss of each token, (B, T - 1); 0 where there is none."""
     return cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+
+
+def _chosen(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean over tokens with loss of the values (B, T, V) that predict them."""
+    mask = labels[:, 1:] != sft_rows.IGNORED
+    found = values[:, :-1].gather(2, labels[:, 1:].clamp(min=0)[:, :, None])[:, :, 0]
+    return (found * mask).sum() / mask.sum()
 
 
 def _by_row(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -302,6 +340,20 @@ completion_loss = Check(
             lambda logits, labels: cross_entropy(
                 logits[:, 1:].flatten(0, 1), labels[:, :-1].flatten()
             ).nan_to_num()
+        ),
+        "That is the mean over responses. Equation (4) divides by the number of tokens with loss.": (
+            lambda logits, labels: _losses(logits, labels).sum() / len(labels)
+        ),
+        "A probability is not its logarithm: log_softmax in place of softmax.": (
+            lambda logits, labels: -_chosen(logits.softmax(2), labels)
+        ),
+        "Logits are no log-probabilities yet: take log_softmax of them.": (
+            lambda logits, labels: -_chosen(logits, labels)
+        ),
+        "Places with -100 have no loss, and here they are counted as if token 0 stood there.": (
+            lambda logits, labels: cross_entropy(
+                logits[:, :-1].flatten(0, 1), labels[:, 1:].clamp(min=0).flatten()
+            )
         ),
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import partial
 
 from lib import dial
@@ -62,6 +63,12 @@ lay_out = Check(
                 f"{f.tag}>", f"{f.value.upper()}>"
             )
         ),
+        "The reasoning is never closed.": lambda f, rationale, answer: render_response(
+            f, rationale, answer
+        ).replace(f"</{f.tag}>\n", "", 1),
+        "Nothing follows the last tag, not even a line break.": (
+            lambda *parts: render_response(*parts) + "\n"
+        ),
     },
 )
 
@@ -83,6 +90,12 @@ def _forgiving(text: str, problem: str, answer: str | None = None) -> str | None
 def _first_found(text: str) -> str | None:
     found = re.search(r"<ANSWER>(.*?)</ANSWER>", text, re.DOTALL)
     return found[1].strip() or None if found else None
+
+
+def _by_pattern(text: str) -> str | None:
+    block = r"(?:<(COT|CODE|LONG_COT)>.*?</\1>\s*)?"
+    found = re.fullmatch(rf"\s*{block}<ANSWER>(.*?)</ANSWER>\s*", text, re.DOTALL)
+    return found[2].strip() or None if found else None
 
 
 def _like_arm(text: str) -> str | None:
@@ -128,6 +141,9 @@ strict_answer = Check(
         "Spaces and line breaks around the answer do not belong to it.": (
             lambda text: text.split("<ANSWER>")[1].split("</ANSWER>")[0] if _strict(text) else None
         ),
+        "`.*` runs over tags, and over nothing: two answers, or an empty reasoning, pass. Count the tags.": (
+            _by_pattern
+        ),
     },
 )
 
@@ -147,6 +163,10 @@ def _floats(prediction: str, reference: str) -> bool:
         return float(prediction) == float(reference)
     except ValueError:
         return False
+
+
+def _fractions(prediction: str, reference: str) -> bool:
+    return Fraction(prediction) == Fraction(reference)
 
 
 same_number = Check(
@@ -178,6 +198,7 @@ same_number = Check(
             )
         ),
         "The sign counts.": lambda prediction, reference: is_correct(prediction.lstrip("-"), reference),
+        "Not every text is a number, and then `Fraction` raises: give False there.": _fractions,
     },
 )
 
@@ -240,6 +261,14 @@ keep = Check(
             _only_the_result
         ),
         "Only code is run. For the other formats the third factor of (2) is 1.": _every_program,
+        "The answer alone decides here. It must be a valid response, in the format asked for, as well.": (
+            lambda task, f, text: is_correct(parse_response(text).answer or "", task.answer)
+        ),
+        "Valid and right is not all: the format must be the one asked for, and a program is run.": (
+            lambda task, f, text: (
+                parse_response(text).is_valid and is_correct(parse_response(text).answer or "", task.answer)
+            )
+        ),
     },
 )
 
@@ -285,6 +314,11 @@ leaked = Check(
         ),
         "These are the questions of the test set. Give the ids of the training questions that must go.": (
             lambda train, test: sorted(second.id for _, second in overlap(train, test))
+        ),
+        "These may stay. Give the ids of those that must go.": (
+            lambda train, test: sorted(
+                task.id for task in train if task.key not in {other.key for other in test}
+            )
         ),
     },
 )
