@@ -166,8 +166,9 @@ def your_turns(notebook):
 
 
 def known(room):
-    module = import_module(f"lib.studies.exercises.{room}")
-    return [name for name, value in vars(module).items() if isinstance(value, Check)]
+    """The checks of functions; those without arguments are of answers worked out by hand (`by_hand`)."""
+    found = vars(import_module(f"lib.studies.exercises.{room}")).items()
+    return [name for name, value in found if isinstance(value, Check) and value.cases()[0]]
 
 
 @pytest.mark.parametrize(("number", "room"), ROOMS.items())

@@ -339,12 +339,11 @@ def _judge(name: str, given: object, problems: Mapping[str, Callable[[], bool]])
 
 def loophole(text: str) -> None:
     """Exercise 1: paid by ARM's training rules, refused by the strict reader, without any reasoning."""
-    read = parse_response(text)
     _judge(
         "loophole",
         text,
         {
-            "The strict reader accepts it: that is no loophole.": lambda: read.is_valid,
+            "The strict reader accepts it: that is no loophole.": lambda: parse_response(text).is_valid,
             "ARM's reader refuses it as well. It looks for the tag at the start, for tags of other formats, "
             "and for an answer; nothing else.": lambda: not parse_response_like_arm(text).is_valid,
             "The answer is not paid: ARM's reader finds another number than 15 in it.": (
