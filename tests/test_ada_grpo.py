@@ -385,7 +385,8 @@ def test_the_kl_term_follows_the_formula(config, tmp_path, kl, normaliser):
 
 
 def test_the_rate_falls_at_the_end_where_asked(config, tmp_path):
-    trainer = build(replace(config, batches=10), ROWS, Run(tmp_path, {}))
+    falling = replace(config, batches=10, learning_rate=2e-4, cooldown=0.3)
+    trainer = build(falling, ROWS, Run(tmp_path, {}))
     trainer.create_optimizer_and_scheduler(10)
     rates = []
     for _ in range(10):

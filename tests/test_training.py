@@ -102,7 +102,7 @@ def test_a_changed_setting_does_not_resume_the_other_run(base, capsys):
     fit(config, QUESTIONS, run, stop_at=1)
     changed = replace(config, learning_rate=1e-2)
     actual, _, facts = fit(changed, QUESTIONS, run, say=print)
-    assert not facts["resumed"] and "learning_rate 0.01, was 0.0002" in capsys.readouterr().out
+    assert not facts["resumed"] and "learning_rate 0.01, was 0.0003" in capsys.readouterr().out
     expected, _, _ = fit(changed, QUESTIONS, fresh)
     assert same_weights(actual, expected)
     _, _, facts = fit(config, QUESTIONS, run)
