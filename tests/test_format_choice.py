@@ -70,8 +70,8 @@ def test_the_telling_group_is_valid_and_mixed():
     assert format_choice.telling_group(pd.concat([invalid, silent, telling], ignore_index=True)) == 2
 
 
-def test_every_variant_has_its_line():
-    assert set(format_choice.CHANGES) == set(VARIANTS)
+def test_every_line_is_of_a_variant():
+    assert set(format_choice.CHANGES) <= set(VARIANTS)
 
 
 def test_the_recipe_says_what_a_configuration_holds():

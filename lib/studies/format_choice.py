@@ -233,10 +233,12 @@ def trials() -> pd.DataFrame:
     rows: dict[str, dict[str, str]] = {}
     for folder in sorted((RUNS / "03_ada_grpo" / "tuning").glob("*")):
         method = "ada_grpo" if folder.name.startswith("ada_grpo") else "grpo"
-        rate = folder.name.removeprefix(f"{method}_").replace("_", ", ")
+        rate, _, cooldown = folder.name.removeprefix(f"{method}_").partition("_")
+        end = f"falls in the last {float(cooldown):.0%}" if float(cooldown) else "constant"
+        trial = f"{float(rate):g}, {end}"
         found = [read_json(path)["accuracy"] for path in sorted(folder.glob("seed_*/summary.json"))]
-        rows.setdefault(rate, {})[METHODS[method]] = "  ".join(f"{value:.3f}" for value in found)
-    return pd.DataFrame(rows).T.rename_axis("learning rate")
+        rows.setdefault(trial, {})[METHODS[method]] = "  ".join(f"{value:.3f}" for value in found)
+    return pd.DataFrame(rows).T.fillna("-").rename_axis("learning rate")
 
 
 def sizes() -> pd.DataFrame:

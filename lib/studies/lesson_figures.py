@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.formats import ReasoningFormat
-from lib.measure.figures import COLOURS, MARKERS, METHODS, NAMES, PALETTE, grouped_bars
-from lib.measure.intervals import seed_interval
+from lib.measure.figures import COLOURS, MARKERS, NAMES, PALETTE, grouped_bars
 
 TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88", "not trained": "0.80"}
 
@@ -62,49 +61,6 @@ def tokens_by_format(rows: pd.DataFrame) -> Figure:
     tiers = [tier for tier in TIER_SHADES if tier in means.index]
     formats = [format for format in ReasoningFormat if format in means.columns]
     return grouped_bars(means.loc[tiers, formats], ylabel="mean tokens per completion", fmt="%.0f")
-
-
-def format_curves(
-    live: Mapping[str, pd.DataFrame], reference: Mapping[str, pd.DataFrame] | None = None
-) -> Figure:
-    """Shares of the formats by step: a row of panels per method, a panel per tier.
-
-    Lines are the live run, smoothed over eight steps. Behind them, where given, the 95 % interval of the mean
-    over the seeds of the reference runs.
-    """
-    tiers = [t for t in TIER_SHADES if any(f"{t}/accuracy" in rows for rows in live.values())] or [""]
-    figure, axes = plt.subplots(
-        len(live),
-        len(tiers),
-        figsize=(2.6 * len(tiers) + 0.8, 2.2 * len(live)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for row, (method, rows) in zip(axes, live.items(), strict=True):
-        for ax, tier in zip(row, tiers, strict=True):
-            for format in ReasoningFormat:
-                name = f"{tier}/format/{format}_share".removeprefix("/")
-                if reference and name in reference.get(method, ()):
-                    band = seed_band(reference[method], name)
-                    ax.fill_between(
-                        band.index, band["low"], band["high"], color=COLOURS[format], alpha=0.25, lw=0
-                    )
-                smooth = rows[name].rolling(8, min_periods=1).mean()
-                ax.plot(rows["step"], smooth, color=COLOURS[format], label=NAMES[format], lw=1.8)
-            ax.set(ylim=(0, 1.02), title=f"{METHODS.get(method, method)}, {tier}".removesuffix(", "))
-        row[0].set_ylabel("share of responses")
-    for ax in axes[-1]:
-        ax.set_xlabel("update")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    return figure
-
-
-def seed_band(runs: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The 95 % interval of the mean over seeds at each step, inside [0, 1]: columns low and high."""
-    intervals = runs.groupby("step")[name].apply(lambda values: seed_interval(values)[1:])
-    return pd.DataFrame(intervals.tolist(), index=intervals.index, columns=["low", "high"]).clip(0, 1)
 
 
 def budget_curves(summary: pd.DataFrame) -> Figure:
