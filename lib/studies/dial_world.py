@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
-from lib.dial import TURNS, Question, reach
+from lib.dial import TURNS, Question
 from lib.measure.figures import COLOURS, MARKERS, NAMES, accuracy_tokens_plane
 
 # ---- bounds of choosing --------------------------------------------------------------------------
@@ -145,21 +145,4 @@ def choice_plane(summary: pd.DataFrame, corners: pd.DataFrame) -> Figure:
         tokens, accuracy, color="0.45", ls="--", lw=1.2, label="best mixture that does not look"
     )
     figure.axes[0].legend(frameon=False, loc="lower right")
-    return figure
-
-
-def first_right(asked: pd.DataFrame) -> Figure:
-    """Accuracy of each style inside its reach by the step of the base's training."""
-    figure, ax = plt.subplots(figsize=(7, 3.4))
-    inside = asked[asked["depth"] <= asked["format"].map(reach)]
-    for format, rows in inside.groupby("format", sort=False):
-        sums = rows.groupby("step")[["right", "count"]].sum()
-        look = {
-            "color": COLOURS[format],
-            "marker": MARKERS[format],
-            "label": f"{NAMES[format]}, 1 to {reach(format)}",
-        }
-        ax.plot(sums.index, sums["right"] / sums["count"], ms=5, **look)
-    ax.set(xlabel="step of the base's training", ylabel="accuracy", ylim=(-0.02, 1.04))
-    ax.legend(frameon=False, title="depths", loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

@@ -1,8 +1,7 @@
-"""Notebook 00: a model that is asked questions while it is trained, and the record of the base's training."""
+"""Notebook 00: a model that is asked questions while it is trained."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib import dial
 from lib.dial.pretrain import PretrainConfig, pretrain
 from lib.engines.ask import Policy, ask
 from lib.formats import ReasoningFormat
-from lib.policies.load import load_tokenizer
-from lib.runs import ROOT, Run, provenance, write_atomically, write_json
+from lib.runs import ROOT, Run
 from lib.tasks import Task, rollout_table
 
 RECORDS = ROOT / "data" / "reference_runs" / "00_the_dial_world"
@@ -52,31 +49,3 @@ def asked(policy: Policy, tasks: Sequence[Task], *, max_new_tokens: int = 160) -
         counts = {"readable": ("readable", "sum"), "right": ("correct", "sum"), "count": ("correct", "size")}
         tables.append(rows.groupby("depth").agg(**counts).reset_index().assign(format=style.value))
     return pd.concat(tables, ignore_index=True)
-
-
-def record(*, seed: int, last: int, every: int = 100, per_depth: int = 20) -> None:
-    """Train the base again up to step `last`, ask it every so many steps, and keep what it answered."""
-    tokenizer, found = load_tokenizer("dial-base"), []
-    depths = range(1, dial.MAX_DEPTH + 1)
-    tasks = dial.dial_tasks(per_depth * len(depths), seed=seed, split="validation", depths=depths)
-    for step, model, _ in checkpoints(PretrainConfig(seed=seed), tokenizer, every=every, last=last):
-        found.append(asked((model, tokenizer), tasks).assign(step=step))
-        print(f"step {step}", flush=True)
-    folder = RECORDS / "asked" / f"seed_{seed}"
-    write_atomically(folder / "asked.csv", pd.concat(found).to_csv(index=False))
-    command = f"python -m lib.studies.growing asked --seed {seed} --last {last}"
-    write_json(folder / "provenance.json", provenance(command=command, seed=seed))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("record", choices=["asked"], help="what to make under data/reference_runs")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--last", type=int, default=1400, help="the step after which to stop")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    record(seed=given.seed, last=given.last)
-
-
-if __name__ == "__main__":
-    main()
