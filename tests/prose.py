@@ -5,7 +5,10 @@ nats, outside code, formulas, links and headings. In a notebook the cell's metad
 from, in order; in Markdown a comment after it does, `31 %<!--03:saving.all-->`. Both may say `given` (no
 measurement: a parameter, a definition, arithmetic that the text shows) or `paper: Table 1`.
 
-    python tests/prose.py 03        lists the numbers of a notebook, cell by cell, and what is wrong
+    python tests/prose.py 03            lists the numbers of a notebook, cell by cell, and what is wrong
+    python tests/prose.py --fill 03     writes what was measured into its text and its lecturer's page, and
+                                        says what it changed: read those sentences again
+    python tests/prose.py --fill README
 """
 
 from __future__ import annotations
@@ -83,6 +86,14 @@ class Number:
         exact = Decimal(repr(kept)) * (100 if self.share else 1)
         return abs(exact - self.value) <= last / 2
 
+    def rounded(self, kept: float) -> str:
+        """`kept` written as this number is: as many digits, with or without a zero before the point."""
+        digits = max(0, -int(self.value.as_tuple().exponent))
+        text = f"{kept * (100 if self.share else 1):,.{digits}f}"
+        text = text if "," in self.text or abs(self.value) < 1000 else text.replace(",", "")
+        text = text.replace("0.", ".", 1) if re.match(r"[+-]?\.", self.text) else text
+        return f"+{text}" if self.text.startswith("+") and kept > 0 else text
+
     def __str__(self) -> str:
         return f"{self.text} {self.unit}".strip()
 
@@ -124,6 +135,15 @@ def look_up(numbers: Mapping[str, Any], key: str) -> float:
     return here
 
 
+def find(entry: str, own: str, folder: Path = NUMBERS) -> float | None:
+    """The number that an entry names, where there is one."""
+    other = re.fullmatch(r"(\d\d):(\S+)", entry)
+    try:
+        return look_up(quoted(other[1], folder), other[2]) if other else look_up(quoted(own, folder), entry)
+    except KeyError:
+        return None
+
+
 def fault(number: Number, entry: str, own: str, folder: Path = NUMBERS) -> str | None:
     """What is wrong with one number and where it is said to come from; `own` is the notebook's number."""
     if entry == "given" or re.fullmatch(r"paper: .+", entry):
@@ -163,16 +183,9 @@ def notebook_faults(notebook: nbformat.NotebookNode, own: str, folder: Path = NU
 
 def page_faults(text: str, folder: Path = NUMBERS) -> list[str]:
     """The same for a page, where a comment follows each number; a key there names its notebook, `03:key`."""
-    prose, marks, told = "", [], []
-    for part in re.split(r"(<!--.*?-->)", text, flags=re.DOTALL):
-        if part.startswith("<!--"):
-            marks.append((len(prose), part[4:-3].strip()))
-        else:
-            prose += part
-    numbers = numbers_in(prose)
-    ends = [*[number.start for number in numbers[1:]], len(prose) + 1]
-    for number, end in zip(numbers, ends, strict=True):
-        mine = [mark for at, mark in marks if number.end <= at < end]
+    prose, marks = split_marks(text)
+    told, numbers = [], numbers_in(prose)
+    for number, mine in marked(numbers, marks):
         where = f"line {prose[: number.start].count(chr(10)) + 1}"
         if len(mine) != 1:
             told.append(f"{where}: {number} needs one comment that says where it comes from, has {mine}")
@@ -180,6 +193,71 @@ def page_faults(text: str, folder: Path = NUMBERS) -> list[str]:
             told.append(f"{where}: {what}")
     first = numbers[0].end if numbers else len(prose) + 1
     return told + [f"no number stands before the comment {mark!r}" for at, mark in marks if at < first]
+
+
+def split_marks(text: str) -> tuple[str, list[tuple[int, str]]]:
+    """A page without its comments, and the comments with their places in what is left."""
+    prose, marks = "", []
+    for part in re.split(r"(<!--.*?-->)", text, flags=re.DOTALL):
+        if part.startswith("<!--"):
+            marks.append((len(prose), part[4:-3].strip()))
+        else:
+            prose += part
+    return prose, marks
+
+
+def marked(numbers: Sequence[Number], marks: Sequence[tuple[int, str]]) -> Iterator[tuple[Number, list[str]]]:
+    """Each number with the comments between it and the next one."""
+    ends = [*[number.start for number in numbers[1:]], sys.maxsize]
+    for number, end in zip(numbers, ends, strict=False):  # no number, no end
+        yield number, [mark for at, mark in marks if number.end <= at < end]
+
+
+# ---- written into the text -------------------------------------------------------------------------
+
+
+def filled(text: str, entries: Sequence[str], own: str, folder: Path = NUMBERS) -> tuple[str, list[str]]:
+    """The text with each number that differs from what was measured replaced, and what was changed."""
+    changed = []
+    for number, entry in reversed(list(zip(numbers_in(text), entries, strict=False))):
+        if fault(number, entry, own, folder) and (kept := find(entry, own, folder)) is not None:
+            new = number.rounded(kept)
+            changed.append(f"{number} -> {new} ({entry})")
+            text = text[: number.start] + new + text[number.end :]
+    return text, changed[::-1]
+
+
+def filled_page(text: str, folder: Path = NUMBERS) -> tuple[str, list[str]]:
+    """The same for a page with comments."""
+    prose, marks = split_marks(text)
+    numbers = numbers_in(prose)
+    entries = [mine[0] if mine else "given" for _, mine in marked(numbers, marks)]
+    new, changed = filled(prose, entries, "", folder)
+    grown = [
+        (old.end, len(now.text) - len(old.text)) for old, now in zip(numbers, numbers_in(new), strict=True)
+    ]
+    for at, mark in reversed(marks):
+        place = at + sum(more for end, more in grown if end <= at)
+        new = f"{new[:place]}<!--{mark}-->{new[place:]}"
+    return new, changed
+
+
+def fill(word: str) -> list[str]:
+    """Fill a notebook and its lecturer's page, or the README; what was changed."""
+    told = []
+    for path in sorted((ROOT / "notebooks").glob(f"{word}_*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source, changed = filled(cell.source, cell.metadata.get("numbers", []), word)
+                told += [f"cell {cell.id}: {what}" for what in changed]
+        path.write_text(nbformat.writes(notebook) + "\n")
+    pages = (ROOT / "notebooks" / "lecturer").glob(f"{word}_*.md")
+    for path in (ROOT / "README.md",) if word == "README" else sorted(pages):
+        text, changed = filled_page(path.read_text())
+        path.write_text(text)
+        told += [f"{path.name}: {what}" for what in changed]
+    return told
 
 
 def listing(path: Path) -> str:
@@ -196,5 +274,8 @@ def listing(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    for word in sys.argv[1:]:
-        print(listing(next((ROOT / "notebooks").glob(f"{word}_*.ipynb"))))
+    for word in [word for word in sys.argv[1:] if word != "--fill"]:
+        if "--fill" in sys.argv:
+            print("\n".join(fill(word)) or f"{word}: nothing to change")
+        else:
+            print(listing(next((ROOT / "notebooks").glob(f"{word}_*.ipynb"))))

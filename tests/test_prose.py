@@ -8,7 +8,18 @@ import re
 
 import nbformat
 import pytest
-from prose import NUMBERS, ROOT, fault, faults, look_up, notebook_faults, numbers_in, page_faults
+from prose import (
+    NUMBERS,
+    ROOT,
+    fault,
+    faults,
+    filled,
+    filled_page,
+    look_up,
+    notebook_faults,
+    numbers_in,
+    page_faults,
+)
 
 from lib.course.notebooks import find_notebooks
 
@@ -221,6 +232,36 @@ def test_a_key_leads_to_a_number():
         == ("2 times is said to be 'x', but in data/numbers/00_*.json there is no x: the file has nothing")
         or (NUMBERS / "00_the_dial_world.json").exists()
     )
+
+
+# ---- how they are written into the text ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "new"),
+    [
+        ("31 %", 0.2849, "28"),
+        ("1.1 points", 0.02, "2.0"),
+        (".98", 0.9549, ".95"),
+        ("-.98", -0.9549, "-.95"),
+        ("0.98", 1.0, "1.00"),
+        ("1,183 tokens", 12345.6, "12,346"),
+        ("996 tokens", 1183.2, "1,183"),
+        ("+0.3", 0.26, "+0.3"),
+    ],
+)
+def test_a_number_is_written_as_it_stood(text, kept, new):
+    [number] = numbers_in(text)
+    assert number.rounded(kept) == new
+
+
+def test_a_changed_run_is_filled_in(quoted):
+    text, entries = "It saves **32 %** at 0.3, 9.5 tokens.", ["saving.all", "given", "tokens"]
+    new, changed = filled(text, entries, "03", quoted)
+    assert new == "It saves **31 %** at 0.3, 41.5 tokens." and len(changed) == 2
+    assert faults(new, entries, "03", quoted) == [] and filled(new, entries, "03", quoted) == (new, [])
+    old = PAGE.replace("31 %", "9 %").replace("41.5", "141.5")
+    assert filled_page(old, quoted)[0] == PAGE
 
 
 # ---- the lecturer's pages ------------------------------------------------------------------------
