@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lib.bandit.actions import HEADS, Action, ActionSpace
-from lib.bandit.environments import LLMEnvironment, Surface
+from lib.bandit.environments import LLMEnvironment
 from lib.bandit.learner import (
     ConfigurationPolicy,
     action_probabilities,
@@ -25,6 +25,7 @@ from lib.bandit.learner import (
 )
 from lib.bandit.llms import Request
 from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
+from lib.dial.surface import Surface
 from lib.runs import start_run
 from lib.studies import bandits
 

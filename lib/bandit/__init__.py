@@ -6,7 +6,7 @@ out. The rivals and baselines that notebook 06 holds it against are in lib.studi
 """
 
 from lib.bandit.actions import HEADS, Action, ActionSpace
-from lib.bandit.environments import LLMEnvironment, Surface
+from lib.bandit.environments import LLMEnvironment
 from lib.bandit.learner import (
     ConfigurationPolicy,
     annealed_temperature,
@@ -15,18 +15,3 @@ from lib.bandit.learner import (
     reinforce_loss,
 )
 from lib.bandit.training import BanditConfig, BanditTrainer
-
-__all__ = [
-    "HEADS",
-    "Action",
-    "ActionSpace",
-    "BanditConfig",
-    "BanditTrainer",
-    "ConfigurationPolicy",
-    "LLMEnvironment",
-    "Surface",
-    "annealed_temperature",
-    "boltzmann_probabilities",
-    "choose",
-    "reinforce_loss",
-]

@@ -26,9 +26,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.bandit.actions import ActionSpace
-from lib.bandit.environments import Surface
 from lib.dial.pretrain import PretrainConfig, pretrain
 from lib.dial.responses import untagged_answer
+from lib.dial.surface import Surface
 from lib.dial.world import COLOURS, MAX_DEPTH, OPERATIONS, STATEMENTS, TIERS, TURNS, WORLDS, Question
 from lib.engines.ask import respond
 from lib.engines.base import Sampling

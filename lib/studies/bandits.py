@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 from lib.bandit.actions import HEADS, ActionSpace
-from lib.bandit.environments import Environment, Surface
+from lib.bandit.environments import Environment
 from lib.bandit.learner import ConfigurationPolicy, choose
 from lib.bandit.training import BanditConfig, BanditTrainer
 from lib.dial import frozen_llm
+from lib.dial.surface import Surface
 from lib.dial.world import Question
 from lib.engines.local import decision_states
 from lib.measure.intervals import mean_interval, seed_interval

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 import torch
 
 from lib.bandit.actions import ActionSpace
-from lib.bandit.environments import Environment, Surface
+from lib.bandit.environments import Environment
 from lib.checked import Range, check_value
+from lib.dial.surface import Surface
 
 Rule = Literal["epsilon_greedy", "lin_ucb", "lin_ts"]
 MAX_CELLS = 2**28  # of the matrices of all arms, about 1 GB
