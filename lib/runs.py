@@ -64,8 +64,8 @@ class Run:
     """One run of one notebook under one profile."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
-        self.folder = folder
-        self.config = dict(config)
+        self.folder, self.config = folder, dict(config)
+        self._logged = KeptLines(folder / "metrics.jsonl")
 
     @property
     def checkpoint(self) -> Path:
@@ -74,32 +74,15 @@ class Run:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row to metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        with _explained(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._logged.append([{"step": step, **metrics}])
 
     def rewind(self, step: int) -> None:
-        """Drop the rows after `step` and a torn last line: call it when training resumes from there."""
-        write_rows(self.folder / "metrics.jsonl", [row for row in self.metrics() if row["step"] <= step])
+        """Drop the rows after `step`: call it when training resumes from there."""
+        write_rows(self._logged.path, [row for row in self.metrics() if row["step"] <= step])
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows logged so far; a last line that a kill cut short is left out."""
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                if number == len(lines):
-                    break
-                raise RunFolderError(
-                    f"{path}, line {number}, is not JSON ({error.msg}). Delete that line, or the folder "
-                    f"{self.folder} to start the run again."
-                ) from None
-        return rows
+        """The rows logged so far."""
+        return self._logged.read()
 
     def keep_rollouts(self, name: str, rollouts: Iterable[Rollout]) -> None:
         """Write the rollouts of one measurement to rollouts/<name>.parquet, a tenth of their size as text.
@@ -295,6 +278,35 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
     """Write rows as JSONL for other processes to read; gives the path as text."""
     write_atomically(path, "".join(json.dumps(dict(row)) + "\n" for row in rows))
     return str(path)
+
+
+class KeptLines:
+    """A JSONL file that grows as results come. A last line that a kill cut short is left out."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self) -> list[Any]:
+        """What was stored so far; nothing where there is no file yet."""
+        text, rows = self.path.read_text(encoding="utf-8") if self.path.exists() else "", []
+        for number, line in enumerate(text.split("\n")[:-1], 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                fault = f"{self.path}, line {number}, is not JSON ({error.msg})"
+                raise RunFolderError(f"{fault}. Delete that line, or the file to begin anew.") from None
+        return rows
+
+    def append(self, rows: Iterable[Any]) -> None:
+        """Store more."""
+        with _explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+                file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from lib.engines.ask import Policy, as_engine, respond
-from lib.engines.base import KeptLines, Sampling
+from lib.engines.base import Sampling
 from lib.engines.server import ChatServer
+from lib.runs import KeptLines
 
 
 class Request(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -10,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lib.engines.base import Completion, Engine, Request, Sampling
+from lib.engines.base import Completion, Engine, Request, Sampling, numbered
 from lib.engines.local import TransformersEngine
 from lib.engines.server import ServerEngine
 from lib.engines.vllm import VLLMEngine
@@ -105,12 +104,7 @@ def ask(
     `read` finds format and answer in a response; `method` and `mode` name the measurement. `revise` may
     change the responses to the prompts before they are read.
     """
-    seen: Counter[str] = Counter()
-    samples = []
-    for task in tasks:
-        samples.append(seen[task.id])
-        seen[task.id] += 1
-    prompts = [task.prompt for task in tasks]
+    samples, prompts = numbered(task.id for task in tasks), [task.prompt for task in tasks]
     responses = respond(
         policy,
         prompts,

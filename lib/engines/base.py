@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
+
+from lib.runs import KeptLines
 
 NEVER = -100.0  # added to a logit: as far down as vLLM and OpenAI let anyone push a token
 
@@ -70,14 +73,17 @@ def request_seeds(requests: Sequence[Request], seed: int) -> list[int]:
 
     So a completion does not depend on what else is asked in the same call.
     """
-    seen: Counter[tuple[Any, ...]] = Counter()
-    seeds = []
-    for one in requests:
-        name = (one.key, one.prompt_ids, one.forced_ids)
-        digest = hashlib.sha256(repr((seed, name, seen[name])).encode()).digest()
-        seeds.append(int.from_bytes(digest[:16], "big"))
-        seen[name] += 1
-    return seeds
+    names = [(one.key, one.prompt_ids, one.forced_ids) for one in requests]
+    hashes = (
+        hashlib.sha256(repr((seed, *pair)).encode()) for pair in zip(names, numbered(names), strict=True)
+    )
+    return [int.from_bytes(found.digest()[:16], "big") for found in hashes]
+
+
+def numbered(names: Iterable[Hashable]) -> list[int]:
+    """How many equal ones came before each: "a", "b", "a" -> 0, 0, 1."""
+    counters: defaultdict[Hashable, count[int]] = defaultdict(count)
+    return [next(counters[name]) for name in names]
 
 
 def first_alone(
@@ -86,45 +92,15 @@ def first_alone(
     """Completions by a `draw` that keeps `never_first` away all along: there, a token alone comes first."""
     heads = [replace(one, max_new_tokens=1) if one.never_first else one for one in requests]
     found = draw(heads)
-    places = [
-        place
+    rests = {
+        place: replace(one, forced_ids=first.ids, max_new_tokens=one.max_new_tokens - 1, never_first=())
         for place, (one, first) in enumerate(zip(requests, found, strict=True))
         if one.never_first and first.truncated and one.max_new_tokens > 1
-    ]
-    rests = [
-        replace(one, forced_ids=found[place].ids, max_new_tokens=one.max_new_tokens - 1, never_first=())
-        for place, one in ((place, requests[place]) for place in places)
-    ]
-    for place, rest in zip(places, draw(rests), strict=True):
+    }
+    for place, rest in zip(rests, draw(list(rests.values())), strict=True):
         first, others = found[place].log_probs, rest.log_probs
         found[place] = replace(rest, log_probs=first and others and first + others)
     return found
-
-
-# ---- what was generated is not generated again -------------------------------------------------
-
-
-class KeptLines:
-    """A JSONL file of results that grows as they come. A last line that a kill cut short is dropped."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def read(self) -> list[Any]:
-        """What was stored so far; nothing where there is no file yet."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-            self.path.write_text("".join(lines), encoding="utf-8")
-        return [json.loads(line) for line in lines]
-
-    def append(self, rows: Iterable[Any]) -> None:
-        """Store more."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 class Kept:
@@ -137,9 +113,8 @@ class Kept:
     def __init__(self, engine: Engine, path: Path, *, at_once: int = 4096):
         self.engine, self.tokenizer, self.at_once = engine, engine.tokenizer, at_once
         self.lines = KeptLines(path)
-        self.known = {
-            row["digest"]: Completion(tuple(row["ids"]), row["truncated"]) for row in self.lines.read()
-        }
+        rows = self.lines.read()
+        self.known = {row["digest"]: Completion(tuple(row["ids"]), row["truncated"]) for row in rows}
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order; only those that are not in the file are generated."""
@@ -150,13 +125,11 @@ class Kept:
         for first in range(0, len(todo), self.at_once):
             part = todo[first : first + self.at_once]
             found = self.engine.generate([requests[place] for place in part], sampling)
-            self.lines.append(
-                {"digest": digests[place], "ids": one.ids, "truncated": one.truncated}
-                for place, one in zip(part, found, strict=True)
-            )
-            self.known |= {
+            new = {
                 digests[place]: replace(one, log_probs=None) for place, one in zip(part, found, strict=True)
             }
+            self.lines.append({"digest": d, "ids": c.ids, "truncated": c.truncated} for d, c in new.items())
+            self.known |= new
         return [self.known[digest] for digest in digests]
 
 

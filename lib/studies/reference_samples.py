@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lib.engines.ask import Policy, ask
-from lib.engines.base import KeptLines
+from lib.runs import KeptLines
 from lib.tasks import Rollout, Task
 from lib.thinking import read_thinking
 
