@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from lib.dial.oracle import oracle_format
 from lib.dial.responses import untagged_response
@@ -207,16 +207,13 @@ def pretrain(
         return pack(list(zip(prompts, ended, strict=True)), config.row_length)
 
     def build() -> PretrainTrainer:
-        trainer = PretrainTrainer(
+        return PretrainTrainer(
             model=model,
             args=arguments,
             train_dataset=corpus,
             data_collator=collate,
             processing_class=tokenizer,
-            callbacks=[callback],
         )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
 
     settings = asdict(config) | {
         "start": digest(dict(model.state_dict())),

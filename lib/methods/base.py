@@ -81,6 +81,7 @@ class TrainingConfig:
     """
 
     arguments: ClassVar[type] = trl.GRPOConfig
+    shown: ClassVar[Mapping[str, str]] = {"loss": "loss"}  # what is said meanwhile: label, name in the logs
     taken: ClassVar[dict[str, str]] = {  # TRL's options: what sets them here
         **by_name("seed", "learning_rate", "gradient_checkpointing"),
         "output_dir": "the run's folder",

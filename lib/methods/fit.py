@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from lib.engines.vllm import import_vllm
 from lib.methods import from_json
 from lib.methods.base import MethodConfig
-from lib.methods.callbacks import RunCallback
 from lib.methods.readings import READINGS, accuracy_reward
 from lib.methods.sft_rows import read_rows
 from lib.methods.trainer import MethodTrainer
@@ -57,7 +56,6 @@ def build(
     run: Run,
     *,
     validation_rows: Rows = (),
-    callback: RunCallback | None = None,
     reward: Callable[..., list[float]] | None = None,
 ) -> MethodTrainer:
     """The trainer of a run on rows as of `lib.tasks.task_rows`; nothing is trained yet.
@@ -85,7 +83,6 @@ def build(
         train_dataset=Dataset.from_list([dict(row) for row in rows]),
         eval_dataset=Dataset.from_list([dict(row) for row in validation_rows]) if validation_rows else None,
         processing_class=tokenizer,
-        callbacks=[callback] if callback else [],
     )
     prepare(trainer, config)
     return trainer
@@ -107,24 +104,14 @@ def fit(
     Ctrl-C saves and raises KeyboardInterrupt; the same call then resumes. What was trained to the end before
     is loaded.
     """
-    callback = RunCallback(run, say=say, stop_at=stop_at, shown=config.shown)
 
     def describe(trainer: trl.GRPOTrainer) -> Facts:
         release(trainer)
         return {"questions": len(rows)}
 
-    given: dict[str, Any] = {"validation_rows": validation_rows, "callback": callback, "reward": reward}
-    return train_policy(
-        config,
-        rows,
-        validation_rows,
-        run,
-        partial(build, config, rows, run, **given),
-        callback,
-        describe,
-        merge=True,
-        reward=_source(reward) if reward else "",
-    )
+    start = partial(build, config, rows, run, validation_rows=validation_rows, reward=reward)
+    told: dict[str, Any] = {"say": say, "stop_at": stop_at, "reward": _source(reward) if reward else ""}
+    return train_policy(config, rows, validation_rows, run, start, describe, merge=True, **told)
 
 
 def _source(function: Callable[..., Any]) -> str:

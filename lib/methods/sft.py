@@ -22,7 +22,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from lib.checked import Range
 from lib.formats import ReasoningFormat, detect_format
 from lib.methods.base import Count, TrainingConfig, by_name
-from lib.methods.callbacks import RunCallback
 from lib.methods.sft_rows import IGNORED, by_length, encode_rows, masking_faults, read_rows
 from lib.methods.training import (
     Facts,
@@ -189,14 +188,7 @@ class SFTTrainer(trl.SFTTrainer):
 # ---- training ----------------------------------------------------------------------------------
 
 
-def make_trainer(
-    config: SFTConfig,
-    rows: Rows,
-    validation_rows: Rows,
-    run: Run,
-    *,
-    callback: RunCallback | None = None,
-) -> SFTTrainer:
+def make_trainer(config: SFTConfig, rows: Rows, validation_rows: Rows, run: Run) -> SFTTrainer:
     """The trainer of a run on rows with `prompt` and `completion`; nothing is trained yet.
 
     A first batch that would teach the wrong thing is a ValueError.
@@ -228,7 +220,6 @@ def make_trainer(
         eval_dataset=encode_rows(validation_rows, tokenizer, config.max_length),
         processing_class=tokenizer,
         weighting=config.weighting,
-        callbacks=[callback] if callback else [],
     )
     prepare(trainer, config)
     first = next(iter(trainer.get_train_dataloader()))
@@ -252,9 +243,6 @@ def train_sft(
     ends early on the schedule of the full run. Ctrl-C saves and raises KeyboardInterrupt; the same call
     then resumes. What was trained to the end before is loaded.
     """
-    callback = RunCallback(run, say=say, stop_at=stop_at)
-
-    build = partial(make_trainer, config, rows, validation_rows, run, callback=callback)
 
     def describe(trainer: SFTTrainer) -> Facts:
         logged = [row["tokens_per_second"] for row in run.metrics() if "tokens_per_second" in row]
@@ -268,7 +256,11 @@ def train_sft(
             "trained_parameters": trained_parameters(trainer.model),
         }
 
-    return train_policy(config, rows, validation_rows, run, build, callback, describe, merge=False)
+    build, more = (
+        partial(make_trainer, config, rows, validation_rows, run),
+        {"merge": False, "stop_at": stop_at},
+    )
+    return train_policy(config, rows, validation_rows, run, build, describe, say=say, **more)
 
 
 def train(call: Mapping[str, Any]) -> Facts:

@@ -92,11 +92,10 @@ def load_trainable(
 
 
 def prepare(trainer: Trainer, config: TrainingConfig) -> None:
-    """Keep what is trained in full precision if asked, and the trainer from printing its logs.
+    """Keep what is trained in full precision if asked.
 
     A checkpoint's last file, and the end of the one before, wait for what other processes write to it.
     """
-    trainer.remove_callback(PrinterCallback)
     save = trainer._save_rng_state  # the last thing that all of them save
 
     def save_together(folder: str) -> None:
@@ -120,16 +119,18 @@ def train_policy(
     validation_rows: Rows,
     run: Run,
     build: Callable[[], Trainer],
-    callback: RunCallback,
     describe: Callable[[Trainer], Facts],
     *,
     merge: bool,
+    say: Callable[[str], None] | None,
+    stop_at: int | None,
     **more: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Facts]:
     """`train_once` for a policy on rows: the model, its tokenizer, and what it took.
 
     What was trained before is loaded (see `load_trained`). `more` are settings beside the configuration.
     """
+    callback = RunCallback(run, say=say, stop_at=stop_at, shown=config.shown)
     settings = config.as_json() | {
         "start": fingerprint(config.base),
         "rows": digest(list(rows)),
@@ -190,12 +191,15 @@ def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> Facts:
     KeyboardInterrupt raised; SIGTERM and SIGHUP end the process then.
     """
     resume_from = last_checkpoint(run.checkpoint)
+    step = _step(resume_from) if resume_from else -1
     if trainer.is_world_process_zero():
-        run.rewind(int(resume_from.name.rpartition("-")[2]) if resume_from else -1)
+        run.rewind(step)
     if resume_from:
         trainer.args.eval_on_start = False  # that was done, and is logged
         # As many processes as before find their random numbers in the checkpoint; others draw new ones.
-        set_seed(trainer.args.seed + int(resume_from.name.rpartition("-")[2]), device_specific=True)
+        set_seed(trainer.args.seed + step, device_specific=True)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(callback)
     begun = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
@@ -226,7 +230,7 @@ def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> Facts:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that a kill did not cut short: its trainer state is written last."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_whole(path)]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(whole, key=_step, default=None)
 
 
 def _is_whole(path: Path) -> bool:
@@ -234,6 +238,10 @@ def _is_whole(path: Path) -> bool:
         return bool(json.loads(path.read_text(encoding="utf-8")))
     except ValueError:
         return False
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def device_memory_mb() -> float:

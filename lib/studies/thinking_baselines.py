@@ -103,7 +103,6 @@ def train_dpo(
         gradient_checkpointing=False,
     )
     options = {"max_steps": steps, "beta": beta, "logging_steps": 5, "save_strategy": "no"}
-    callback = RunCallback(run, say=say)
     with no_noise():
         model, tokenizer = load_trainable(config)
         trainer = trl.DPOTrainer(
@@ -112,8 +111,7 @@ def train_dpo(
             args=trainer_arguments(config, run.checkpoint, batch_size, **options),
             train_dataset=Dataset.from_list(list(pairs)),
             processing_class=tokenizer,
-            callbacks=[callback],
         )
         prepare(trainer, config)
-        run_training(trainer, run, callback)
+        run_training(trainer, run, RunCallback(run, say=say))
     return trainer.model.eval(), tokenizer
