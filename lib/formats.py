@@ -18,7 +18,7 @@ class ReasoningFormat(StrEnum):
     @property
     def tag(self) -> str:
         """The tag that opens a response in this format; plain text, as in the paper."""
-        return _TAGS[self]
+        return _TAGS.get(self, self.name)
 
     @property
     def prefix(self) -> str:
@@ -26,14 +26,9 @@ class ReasoningFormat(StrEnum):
         return f"<{self.tag}>\n"
 
 
-_TAGS = {
-    ReasoningFormat.DIRECT: "ANSWER",
-    ReasoningFormat.SHORT_COT: "COT",
-    ReasoningFormat.CODE: "CODE",
-    ReasoningFormat.LONG_COT: "LONG_COT",
-}
-_ANY_TAG = re.compile(r"</?(?:" + "|".join(_TAGS.values()) + r")>")
-_FORMAT_OF_TAG = {f"<{tag}>": format for format, tag in _TAGS.items()}
+_TAGS = {ReasoningFormat.DIRECT: "ANSWER", ReasoningFormat.SHORT_COT: "COT"}  # others: their names
+_ANY_TAG = re.compile(r"</?(?:" + "|".join(format.tag for format in ReasoningFormat) + r")>")
+_FORMAT_OF_TAG = {f"<{format.tag}>": format for format in ReasoningFormat}
 
 # The order in which ARM's released code tries the tags; all of them may stand in one text.
 _ARM_ORDER = [ReasoningFormat(name) for name in ("short_cot", "code", "direct", "long_cot")]

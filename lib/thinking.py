@@ -19,9 +19,6 @@ OPEN, CLOSE = "<think>", "</think>"
 THINKING, NOTHINKING = MODES = ("thinking", "nothinking")
 
 
-# ---- modes -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ModeTokens:
     """How a tokenizer writes the modes: the open tag as text, and the first token of each mode as an id."""
@@ -121,9 +118,6 @@ IMPLICIT = re.compile(r"\b(wait|alternatively|hmm|let me|let's check|double-chec
 def thinks_implicitly(response: str) -> bool:
     """Whether a solution goes on thinking after `</think>` (section 4.4 of the paper)."""
     return bool(IMPLICIT.search(response.partition(CLOSE)[2]))
-
-
-# ---- data --------------------------------------------------------------------------------------
 
 
 def thinking_tasks(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> list[Task]:

@@ -232,23 +232,18 @@ def _math_verify(rules: str, prediction: str, reference: str) -> bool:
     if rules == "arm_latex":
         return verify(read_latex(reference), read(prediction), timeout_seconds=None)
     gold, answer = read_latex(f"${reference}$"), read_latex(f"${prediction}$")
-    if not gold or not answer or (_is_odd_relation(answer[0]) and not _is_relation(gold[0])):
+    if not gold or not answer or (_is_odd_relation(answer[0], gold[0])):
         return False
     return verify(gold, answer, float_rounding=12, timeout_seconds=None)
 
 
-def _is_relation(found: object) -> bool:
-    from sympy import And
+def _is_odd_relation(found: object, gold: object) -> bool:
+    """Not `x = ..`, where none is asked for. math-verify takes the right side of any: `3 = 5` would be 5."""
+    from sympy import And, Eq
     from sympy.core.relational import Relational
 
-    return isinstance(found, Relational | And)
-
-
-def _is_odd_relation(found: object) -> bool:
-    """A relation other than `x = ..`. math-verify takes the right side of any: `3 = 5` would be 5."""
-    from sympy import Eq
-
-    return _is_relation(found) and not (isinstance(found, Eq) and found.lhs.free_symbols)
+    relations = [isinstance(one, Relational | And) for one in (found, gold)]
+    return relations == [True, False] and not (isinstance(found, Eq) and found.lhs.free_symbols)
 
 
 # ---- the process that compares LaTeX -----------------------------------------------------------

@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     which = {"only": options.only, "start": options.start, "again": options.again}
-    jobs = options.jobs if options.jobs is not None else _default_jobs(options)
+    # Two at a time on processors: a notebook takes one thread. At other profiles they need one another.
+    usual = 1 if _is_real(options) else min(2, os.cpu_count() or 1)
+    jobs = usual if options.jobs is None else options.jobs
     if options.solutions:
         if options.set or options.profile != DEFAULT_PROFILE:
             raise CourseError("--solutions takes no --profile and no --set: a solution runs as it stands.")
@@ -81,11 +83,6 @@ def _run(options: argparse.Namespace) -> int:
         outcomes = run_course(**which, jobs=jobs, profile=options.profile, overrides=given)
     print(f"\n{table(outcomes)}")
     return 1 if any(outcome.failed for outcome in outcomes) else 0
-
-
-def _default_jobs(options: argparse.Namespace) -> int:
-    """Two at a time on processors: a notebook takes one thread. At other profiles they need one another."""
-    return 1 if _is_real(options) else min(2, os.cpu_count() or 1)
 
 
 def _is_real(options: argparse.Namespace) -> bool:

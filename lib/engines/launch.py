@@ -68,17 +68,12 @@ def run(
     nodes = this_node() if num_processes > 1 else Nodes()
     file = configuration(accelerate_config or "ddp")
     _check_machine(num_processes, nodes)
-    written = {
-        "function": function,
-        "config": config,
-        "num_processes": num_processes,
-        "nodes": nodes.machines,
-    }
+    told = {"function": function, "config": config, "num_processes": num_processes, "nodes": nodes.machines}
     with tempfile.TemporaryDirectory(prefix="launch-") as scratch:
         folder = nodes.folder(next(_calls)) if nodes.machines > 1 else Path(scratch)
         if nodes.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier job
-            write_json(folder / "call.json", written | {"accelerate_config": str(file), "alone": alone})
+            write_json(folder / "call.json", told | {"accelerate_config": str(file), "alone": alone})
         command = [sys.executable, "-m", "lib.engines.worker", "launch", str(folder)]
         log = Path(scratch, "launcher.log")
         code = _stream(command, log) if _appears(folder / "call.json", 600) else 1
@@ -173,29 +168,19 @@ def _environment() -> dict[str, str]:
 
 def _stream(command: list[str], log: Path) -> int:
     """Run the launcher, print what the processes write, and give its exit code. Nothing outlives the call."""
-    with log.open("w", encoding="utf-8") as errors:
-        launcher = subprocess.Popen(
-            command,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
-        )
-    try:
-        _show(launcher)
-        return launcher.wait()
-    except KeyboardInterrupt:
-        launcher.send_signal(signal.SIGINT)
-        _show(launcher)  # a trainer finishes its step and saves now; a second Ctrl-C does not wait
-        raise
-    finally:
-        launcher.kill()
-        launcher.wait()
-        if launcher.stdout:
-            launcher.stdout.close()
+    options: dict[str, Any] = {"env": _environment(), "encoding": "utf-8", "errors": "replace"}
+    options |= {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    options |= {"start_new_session": True}  # Ctrl-C reaches this process alone, which passes it on once
+    with log.open("w") as errors, subprocess.Popen(command, stderr=errors, **options) as launcher:
+        try:
+            _show(launcher)
+            return launcher.wait()
+        except KeyboardInterrupt:
+            launcher.send_signal(signal.SIGINT)
+            _show(launcher)  # a trainer finishes its step and saves now; a second Ctrl-C does not wait
+            raise
+        finally:
+            launcher.kill()
 
 
 def _show(launcher: subprocess.Popen[str]) -> None:

@@ -243,11 +243,8 @@ class ServerEngine:
         start: Any = [*request.prompt_ids, *request.forced_ids]
         if self.as_text and request.never_first:
             raise ServerError(f"{self.url} takes text alone, so it cannot keep tokens from coming first")
-        by_id = {
-            "return_token_ids": True,
-            "logprobs": 0,
-            "logit_bias": dict.fromkeys(map(str, request.never_first), NEVER),
-        }
+        barred = dict.fromkeys(map(str, request.never_first), NEVER)
+        by_id = {"return_token_ids": True, "logprobs": 0, "logit_bias": barred}
         try:
             answer = self.client.completions.create(
                 model=self.model,

@@ -16,6 +16,7 @@ from lib.measure.intervals import mean_interval, wilson_interval
 from lib.tasks import Rollout, Task
 
 FORMATS = [format.value for format in ReasoningFormat]
+SUMMARISED = ["accuracy", "accuracy_low", "accuracy_high", "tokens", "tokens_low", "tokens_high", "count"]
 
 
 def ask_in_every_format(
@@ -36,26 +37,13 @@ def ask_in_every_format(
     ]
 
 
-# ---- summaries of `lib.tasks.rollout_table` ----------------------------------------------------
-
-
 def summarise(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Accuracy (Wilson) and mean tokens (normal) with 95 % intervals, for each group of rows."""
 
     def line(group: pd.DataFrame) -> pd.Series:
-        low, high = wilson_interval(int(group["correct"].sum()), len(group))
-        tokens_low, tokens_high = mean_interval(group["tokens"])
-        return pd.Series(
-            {
-                "accuracy": group["correct"].mean(),
-                "accuracy_low": low,
-                "accuracy_high": high,
-                "tokens": group["tokens"].mean(),
-                "tokens_low": tokens_low,
-                "tokens_high": tokens_high,
-                "count": len(group),
-            }
-        )
+        right, tokens = group["correct"], group["tokens"]
+        accuracy = right.mean(), *wilson_interval(int(right.sum()), len(group))
+        return pd.Series([*accuracy, tokens.mean(), *mean_interval(tokens), len(group)], SUMMARISED)
 
     return table.groupby(list(by), sort=False)[["correct", "tokens"]].apply(line).reset_index()
 
@@ -122,9 +110,6 @@ def format_report(free: pd.DataFrame, forced: pd.DataFrame) -> dict[str, Any]:
         },
         "questions": [len(free), len(forced) // len(FORMATS)],
     }
-
-
-# ---- what a state tells ------------------------------------------------------------------------
 
 
 def probe_accuracy(states: torch.Tensor, labels: Sequence[str], *, train_share: float = 0.5) -> float:

@@ -51,16 +51,13 @@ def accuracy_tokens_plane(summary: pd.DataFrame, *, above: Collection[str] = ())
     """
     figure, ax = plt.subplots()
     for _, row in summary.iterrows():
-        name = row["policy"]
+        name, x, y = row["policy"], row["tokens"], row["accuracy"]
         ax.errorbar(
-            row["tokens"],
-            row["accuracy"],
-            xerr=[[row["tokens"] - row["tokens_low"]], [row["tokens_high"] - row["tokens"]]],
+            x,
+            y,
+            xerr=[[x - row["tokens_low"]], [row["tokens_high"] - x]],
             # at a rate of 1 the upper bound may lie below it by a rounding error
-            yerr=[
-                [row["accuracy"] - row["accuracy_low"]],
-                [max(0.0, row["accuracy_high"] - row["accuracy"])],
-            ],
+            yerr=[[y - row["accuracy_low"]], [max(0.0, row["accuracy_high"] - y)]],
             color=COLOURS.get(name, "black"),
             marker=MARKERS.get(name, "*"),
             ms=14 if name == "oracle" else 8,
@@ -69,7 +66,7 @@ def accuracy_tokens_plane(summary: pd.DataFrame, *, above: Collection[str] = ())
         )
         ax.annotate(
             NAMES.get(name, name),
-            (row["tokens"], row["accuracy"]),
+            (x, y),
             (0, 9) if name in above else (8, -14),
             textcoords="offset points",
             ha="right" if name in above else "left",

@@ -84,9 +84,6 @@ def _as_task(question: str | Prompted) -> Task:
     return Task(question_key(text), text, answer="", kind="text", tier="", source="", prompt=prompt)
 
 
-# ---- several responses to one question -----------------------------------------------------------
-
-
 def consensus(
     direct: str | None,
     short_cot: str | None,
@@ -135,9 +132,6 @@ def _by_majority(votes: Sequence[Rollout], equal: Callable[[str, str], bool]) ->
     agreed = _all_equal([vote.answer for vote in votes], equal)
     sample = votes[0].sample // len(votes)
     return replace(chosen, sample=sample, tokens=sum(vote.tokens for vote in votes), agreed=agreed)
-
-
-# ---- a budget ------------------------------------------------------------------------------------
 
 
 def force_answers(

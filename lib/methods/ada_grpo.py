@@ -17,9 +17,6 @@ from lib.methods.grpo import GRPO
 Formats = Sequence[Sequence[ReasoningFormat | str | None]]
 
 
-# ---- formulas ----------------------------------------------------------------------------------
-
-
 def format_counts(formats: Formats) -> torch.Tensor:
     """F(o_i): how many responses of a group share the format of response i: B lists of G -> (B, G).
 
@@ -68,9 +65,6 @@ def scale_rewards(
     scale = diversity_scale(counts, rewards.size(1), step, total_steps, decay=decay)
     known = torch.tensor([[format is not None for format in group] for group in formats])
     return torch.where(known.to(rewards.device), rewards * scale, rewards)
-
-
-# ---- method ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,9 +107,6 @@ def grpo_loss(
     return masked_mean(losses, mask, group_size)
 
 
-# ---- method ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class GroupRelative(MethodConfig):
     """What compares a response with the others to the same question."""

@@ -76,9 +76,7 @@ class MethodTrainer(TrimmingTrainer):
             drawn = sample(self, requests, draw_seed()) if self.use_vllm else (self._decode(requests), None)
             return self._cut(*drawn)
         completions: list[list[int]] = [[] for _ in prompt_ids]
-        for (
-            start
-        ) in self._all_starts:  # a process without such rows draws one more: the others need its shard
+        for start in self._all_starts:  # a process without such rows draws one: the others need its shard
             rows = [row for row, wanted in enumerate(starts) if wanted == start]
             made = self._continue([prompt_ids[row] for row in rows or [0]], start)
             for row, ids in zip(rows, made, strict=False):

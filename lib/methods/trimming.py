@@ -183,11 +183,8 @@ class Part:
         width, skipped = int((ends - begins).max()), int((prompt - begins).min())
         columns = begins[:, None] + torch.arange(width, device=ids.device)
         inside, columns = columns < ends[:, None], columns.clamp(max=ids.shape[1] - 1)
-        self.ids, self.mask, self.kept = (
-            ids.gather(1, columns),
-            mask.gather(1, columns) * inside,
-            width - skipped,
-        )
+        self.ids, self.mask = ids.gather(1, columns), mask.gather(1, columns) * inside
+        self.kept = width - skipped
         places = prompt - begins[:, None] - skipped + torch.arange(completion, device=ids.device)
         self.places, self.real = places.clamp(max=self.kept - 1), mask[:, prompt:].bool()
 
