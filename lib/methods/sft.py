@@ -256,11 +256,9 @@ def train_sft(
             "trained_parameters": trained_parameters(trainer.model),
         }
 
-    build, more = (
-        partial(make_trainer, config, rows, validation_rows, run),
-        {"merge": False, "stop_at": stop_at},
-    )
-    return train_policy(config, rows, validation_rows, run, build, describe, say=say, **more)
+    build = partial(make_trainer, config, rows, validation_rows, run)
+    more: dict[str, Any] = {"merge": False, "say": say, "stop_at": stop_at}
+    return train_policy(config, rows, validation_rows, run, build, describe, **more)
 
 
 def train(call: Mapping[str, Any]) -> Facts:
