@@ -32,7 +32,7 @@ def private_runs(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_qwen(tmp_path_factory):
     """The folder of a small random Qwen2.5 with a byte-level tokenizer."""
-    from lib.policies.random_models import random_model
+    from lib.studies.random_models import random_model
 
     folder = tmp_path_factory.mktemp("random-qwen2") / "tiny"
     random_model("random-qwen2", folder)

@@ -223,10 +223,11 @@ def one_group_step(config: dict[str, Any]) -> dict[str, Any]:
 
 def three_steps(config: dict[str, Any]) -> dict[str, Any]:
     """Three steps by each method on a random Qwen2.5 in NF4 with LoRA, and KL to the frozen start."""
-    return {method: _three_steps(method, Path(config["folder"], method)) for method in ("ada_grpo", "grpo")}
+    folder, base = Path(config["folder"]), config["base"]
+    return {method: _three_steps(method, base, folder / method) for method in ("ada_grpo", "grpo")}
 
 
-def _three_steps(method: str, folder: Path) -> dict[str, Any]:
+def _three_steps(method: str, base: str, folder: Path) -> dict[str, Any]:
     from lib.dial import dial_tasks
     from lib.methods import METHODS
     from lib.methods.fit import build
@@ -235,7 +236,7 @@ def _three_steps(method: str, folder: Path) -> dict[str, Any]:
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     settings = METHODS[method].cpu(
-        "random-qwen2",
+        base,
         weights="qlora",
         batches=3,
         prompts=2,

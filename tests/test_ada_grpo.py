@@ -452,8 +452,8 @@ def test_a_group_split_over_two_processes_is_one_group(config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_nf4_and_lora_on_a_random_qwen(tmp_path, processes):
-    call = {"folder": str(tmp_path / "run")}
+def test_nf4_and_lora_on_a_random_qwen(tmp_path, tiny_qwen, processes):
+    call = {"folder": str(tmp_path / "run"), "base": tiny_qwen}
     both = launch.run("tests.launch_functions:three_steps", call, num_processes=processes)
     assert both.keys() == {"ada_grpo", "grpo"}
     for found in both.values():

@@ -28,10 +28,10 @@ from lib.methods.fit import build, fit
 from lib.methods.readings import accuracy_reward
 from lib.methods.training import load_trained
 from lib.policies.load import load_policy
-from lib.policies.random_models import byte_level_tokenizer
 from lib.policies.save import save_policy
 from lib.runs import Run
 from lib.studies import trainings
+from lib.studies.random_models import byte_level_tokenizer
 from lib.studies.reference_samples import sample_reference
 from lib.studies.thinking_baselines import mixed_rows, shortest_pairs, train_dpo
 from lib.tasks import Rollout, Task, rollout_table, task_rows

@@ -62,8 +62,8 @@ def wide(tmp_path_factory):
 
 @pytest.mark.parametrize("weights", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "sft"])
-def test_every_method_takes_three_steps(tmp_path, name, weights):
-    facts = run("lib.methods.fit:train", call_of(tmp_path, name, "random-qwen2", weights=weights))
+def test_every_method_takes_three_steps(tmp_path, tiny_qwen, name, weights):
+    facts = run("lib.methods.fit:train", call_of(tmp_path, name, tiny_qwen, weights=weights))
     assert facts["steps"] == 3 and facts["memory_mb"] > 0
 
 
@@ -101,13 +101,13 @@ def test_the_planner_knows_what_a_training_takes(wide, tmp_path):
 
 
 @pytest.mark.skipif(CARDS < 2, reason="there is one card here")
-def test_two_cards_share_a_training(tmp_path):
+def test_two_cards_share_a_training(tmp_path, tiny_qwen):
     """NCCL: sharded and whole, the same losses in float32."""
     facts = {}
     for parallel in ("ddp", "fsdp2"):
         (tmp_path / parallel).mkdir()
         more = {"weights": "full", "precision": "float32", "micro_batch_size": 4, "trainer": {"top_k": 50}}
-        call = call_of(tmp_path / parallel, "ada_grpo", "random-qwen2", **more)
+        call = call_of(tmp_path / parallel, "ada_grpo", tiny_qwen, **more)
         facts[parallel] = run("lib.methods.fit:train", call, num_processes=2, accelerate_config=parallel)
     assert facts["ddp"]["processes"] == facts["fsdp2"]["processes"] == 2
     assert facts["ddp"]["steps"] == facts["fsdp2"]["steps"] == 3

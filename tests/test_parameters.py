@@ -12,7 +12,6 @@ from lib.course.declared import read_parameters, start
 from lib.course.notebooks import NOTEBOOKS, CourseError, code_cells, find_notebooks
 from lib.course.profiles import plan
 from lib.course.runner import run_course
-from lib.policies.random_models import ARCHITECTURES
 from lib.sources import SOURCES
 
 PATHS = {path.stem: path for path in find_notebooks()}
@@ -156,7 +155,7 @@ def test_the_same_name_means_the_same_everywhere():
 
 
 def test_the_names_that_a_rule_lists_are_those_of_the_library():
-    assert set(rules.SOURCES) == set(SOURCES) and set(rules.RANDOM) == set(ARCHITECTURES)
+    assert set(rules.SOURCES) == set(SOURCES)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +170,7 @@ def test_the_names_that_a_rule_lists_are_those_of_the_library():
         (
             "str",
             "model",
-            ["dial-sft", "random-qwen2", "org/name@abc", "data/checkpoints/dial-sft"],
+            ["dial-sft", "org/name@abc", "data/checkpoints/dial-sft"],
             ["dial-sfd"],
         ),
     ],

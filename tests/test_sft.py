@@ -31,7 +31,6 @@ from lib.methods.training import accumulation_steps
 from lib.policies.adapters import merge_adapter, start_embeddings
 from lib.policies.load import load_policy
 from lib.policies.memory import memory_mb
-from lib.policies.random_models import byte_level_tokenizer
 from lib.policies.save import save_policy
 from lib.runs import start_run
 from lib.studies import faults
@@ -45,6 +44,7 @@ from lib.studies.qlora import (
     ways_to_merge,
     weight_error,
 )
+from lib.studies.random_models import byte_level_tokenizer
 from lib.tasks import FRAME
 
 
@@ -550,9 +550,9 @@ def test_two_processes_take_the_steps_of_one(config, tmp_path, weighting, monkey
 
 
 @pytest.mark.parametrize("width", [96, 64, 160])
-def test_nf4_is_what_the_equations_say_at_any_width(width):
+def test_nf4_is_what_the_equations_say_at_any_width(width, tiny_qwen):
     """bitsandbytes 0.50 alone is wrong on the CPU where the width is no multiple of 64."""
-    load_policy("random-qwen2", quantised=True)  # mends it
+    load_policy(tiny_qwen, quantised=True)  # mends it
     levels = get_4bit_type("nf4", device="cpu")
     weight = torch.randn(20, width, generator=torch.manual_seed(0))
     blocks = weight.reshape(-1, 64)

@@ -17,9 +17,7 @@ from lib.runs import peak_memory_mb
 _running: dict[str, str] = {}  # folder of a run: how far it is
 
 
-def papermill(
-    path: Path, output: Path, expected: float | None, stop: threading.Event
-) -> tuple[int, float, float]:
+def papermill(path: Path, output: Path, expected: float, stop: threading.Event) -> tuple[int, float, float]:
     """Run papermill with the parameters beside `output` until `stop`: exit code, seconds, peak MB."""
     words = [str(path), str(output), "-f", str(output.parent / "parameters.yaml"), "-k", "python3"]
     words += ["--cwd", str(path.parent), "--no-progress-bar", "--log-level", "ERROR"]
@@ -58,7 +56,7 @@ def explain_failure(name: str, output: Path, code: int) -> str:
     return f"{name}  FAILED before or outside a cell (papermill ended with code {code}):\n    {tail}"
 
 
-def _live(name: str, elapsed: float, expected: float | None) -> None:
+def _live(name: str, elapsed: float, expected: float) -> None:
     """The one line that moves while notebooks run; only where somebody watches."""
     if sys.stdout.isatty():
         left = f"about {clock(max(0.0, expected - elapsed))} left" if expected else "no estimate yet"

@@ -6,7 +6,7 @@
     text  name  url          any text; a word that can name a folder; http(s)://...
     folder  file             a path that is there
     source                   dial, or a dataset of notebook 01
-    model                    a shipped checkpoint, a folder, random-qwen2, or a hub name like org/name@commit
+    model                    a shipped checkpoint, a folder, or a hub name like org/name@commit
     real model               the same without the shipped ones
 
 What depends on other parameters follows after a comma: `needs TEACHER_URL` (useless without it),
@@ -29,7 +29,6 @@ from lib.checked import Range
 from lib.runs import ROOT, located
 
 SOURCES = tuple(yaml.safe_load((ROOT / "data" / "sources.yaml").read_text(encoding="utf-8")))
-RANDOM = ("random-qwen2", "random-qwen3")  # of lib.policies.random_models
 SHIPPED = tuple(sorted(path.parent.name for path in ROOT.glob("data/checkpoints/*/provenance.json")))
 TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict}
 
@@ -57,15 +56,15 @@ def is_path(name: str) -> bool:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a model's name is one of the hub: not shipped, not random, no folder."""
-    return name not in (*SHIPPED, *RANDOM) and not is_path(name)
+    """Whether a model's name is one of the hub: not shipped, no folder."""
+    return name not in SHIPPED and not is_path(name)
 
 
-def _is_model(name: str, shipped: tuple[str, ...]) -> bool:
-    return name in (*shipped, *RANDOM) or is_path(name) or bool(_HUB.fullmatch(name))
+def _is_model(name: str) -> bool:
+    return is_path(name) or bool(_HUB.fullmatch(name))
 
 
-_REAL = f"a folder, {', '.join(RANDOM)}, or a hub name like org/name@commit"
+_REAL = "a folder, or a hub name like org/name@commit"
 KINDS = {
     "text": Kind("that is not empty", bool),
     "name": Kind("of letters, digits and _.=+-", lambda text: bool(_NAME.fullmatch(text))),
@@ -75,10 +74,10 @@ KINDS = {
     "source": Kind(f"out of dial, {', '.join(SOURCES)}", {"dial", *SOURCES}.__contains__, ("dial", *SOURCES)),
     "model": Kind(
         f"that names a model: {', '.join(SHIPPED)}, {_REAL}",
-        lambda text: _is_model(text, SHIPPED),
-        (*SHIPPED, *RANDOM),
+        lambda text: text in SHIPPED or _is_model(text),
+        SHIPPED,
     ),
-    "real model": Kind(f"that names a model: {_REAL}", lambda text: _is_model(text, ()), RANDOM),
+    "real model": Kind(f"that names a model: {_REAL}", _is_model),
 }
 
 

@@ -52,7 +52,7 @@ def run_course(
     folder: Path = NOTEBOOKS,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
-    """Execute the chosen notebooks in order, `jobs` at a time; none is begun after one that fails.
+    """Execute the chosen notebooks, `jobs` at a time, one alone in order; none is begun after one that fails.
 
     Everything is checked first, together. A notebook that was finished with the same code, parameters,
     library and data is not repeated.
@@ -94,10 +94,12 @@ def run_plans(
             failed.set()  # a neighbour that runs may come to its end
         return outcome
 
+    # Side by side the longest goes first, so that none is left alone at the end.
+    order = sorted(plans, key=lambda planned: -_expected_seconds(planned)) if jobs > 1 else plans
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(work, planned) for planned in plans]
+        futures = {id(planned): pool.submit(work, planned) for planned in order}
         try:
-            outcomes = [future.result() for future in futures]
+            outcomes = [futures[id(planned)].result() for planned in plans]
         except BaseException:  # Ctrl-C, or a run folder that cannot be written
             stop.set()
             raise
@@ -146,7 +148,7 @@ def _run_alone(planned: Plan, again: bool, say: Callable[[str], None], stop: thr
         return Outcome(name, "finished before", record["seconds"], record["peak_memory_mb"])
     write_atomically(target / "parameters.yaml", yaml.safe_dump(given))
     finished.unlink(missing_ok=True)
-    code, seconds, memory = papermill(path, output, _expected_seconds(notebook, planned.place), stop)
+    code, seconds, memory = papermill(path, output, _expected_seconds(planned), stop)
     if code != 0 and stop.is_set():
         return Outcome(name, "stopped", seconds, memory)
     if code != 0:
@@ -158,9 +160,10 @@ def _run_alone(planned: Plan, again: bool, say: Callable[[str], None], stop: thr
     return Outcome(name, "ok", seconds, memory)
 
 
-def _expected_seconds(notebook: nbformat.NotebookNode, profile: str) -> float | None:
-    stamp = notebook.metadata.get("stamp", {})
-    return stamp.get("seconds") if stamp.get("profile") == profile else None
+def _expected_seconds(planned: Plan) -> float:
+    """What the notebook took when it was stamped, 0 where that was another profile."""
+    stamp = nbformat.read(planned.path, as_version=4).metadata.get("stamp", {})
+    return stamp.get("seconds", 0) if stamp.get("profile") == planned.place else 0
 
 
 def _digest(notebook: nbformat.NotebookNode, planned: Plan) -> str:

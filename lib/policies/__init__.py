@@ -1,4 +1,4 @@
-"""Policies as models: load, quantise, adapt, merge, save; random models for dry runs.
+"""Policies as models: load, quantise, adapt, merge, save.
 
 Training belongs to methods, generating to engines.
 """

@@ -1,4 +1,4 @@
-"""Load a policy: a shipped checkpoint, a folder, a hub model, or a random one."""
+"""Load a policy: a shipped checkpoint, a folder or a hub model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 import logging
 import math
 import os
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lib.policies.random_models import random_model
-from lib.runs import ROOT, CheckpointError, check_provenance, digest, is_first_process, read_json, runs_folder
+from lib.runs import ROOT, CheckpointError, check_provenance, digest, read_json
 
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 
@@ -121,13 +119,6 @@ _registered = torch.library.Library("bitsandbytes", "FRAGMENT")  # what it regis
 
 def _source(name_or_path: str | Path) -> str:
     """Where to load from; a shipped checkpoint is checked, and a misspelt one is named."""
-    if str(name_or_path).startswith("random-"):
-        folder = runs_folder() / "models" / str(name_or_path)
-        if is_first_process() and not folder.exists():
-            random_model(str(name_or_path), folder)
-        while not folder.exists():  # in other processes save_pretrained would write no configuration
-            time.sleep(0.1)
-        return str(folder)
     shipped = CHECKPOINTS / str(name_or_path)
     folder = shipped if shipped.is_dir() else Path(name_or_path)
     if (folder / "provenance.json").exists() or folder.parent == CHECKPOINTS:

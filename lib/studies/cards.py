@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from lib.course.rules import RANDOM, SHIPPED, is_hub_name, is_path
+from lib.course.rules import SHIPPED, is_hub_name, is_path
 from lib.runs import ROOT, RunFolderError, located, read_json, runs_folder, write_atomically
 from lib.sources.catalogue import SOURCES
 
@@ -170,7 +170,7 @@ def base_of(name: str) -> tuple[str | None, str | None, str]:
     if is_hub_name(name):
         hub, _, revision = name.partition("@")
         return hub, revision or None, f"`{hub}`" + (f" at revision `{revision}`" if revision else "")
-    if name in (*SHIPPED, *RANDOM):
+    if name in SHIPPED:
         return None, None, f"`{name}`, which comes with adaptive-reasoning"
     card = located(name) / "README.md"
     known = ModelCard.load(card).data.base_model if card.exists() else None

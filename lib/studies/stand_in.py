@@ -113,7 +113,7 @@ def stand_in_model(name: str) -> Path:
     made = f"random-{'qwen2' if kind == 'qwen' else kind}"
     folder = runs_folder() / "models" / made
     if not folder.exists():
-        from lib.policies.random_models import random_model
+        from lib.studies.random_models import random_model
 
         own = kinds[kind]
         own(folder) if own else random_model(made, folder)
@@ -135,8 +135,8 @@ def _random_judge(folder: Path) -> None:
 def _save(build: Callable[..., Any], folder: Path) -> None:
     from transformers import set_seed
 
-    from lib.policies.random_models import SAMPLES, byte_level_tokenizer
     from lib.policies.save import save_policy
+    from lib.studies.random_models import SAMPLES, byte_level_tokenizer
 
     texts = [path.read_text(encoding="utf-8") for path in sorted(SAMPLES.glob("*.jsonl"))]
     tokenizer = byte_level_tokenizer(texts)

@@ -15,7 +15,7 @@ from lib.runs import ROOT, located
 
 FILE = ROOT / "data" / "models.yaml"
 _MADE = re.compile(r"(?:.*/)?runs/(?P<place>[^/]+)/(?P<notebook>\d\d_[^/]+)/")
-_SMALL = re.compile(r"dial-|random-|data/checkpoints/")
+_SMALL = re.compile(r"dial-|data/checkpoints/")
 
 
 class PlanError(Exception):
