@@ -231,6 +231,28 @@ def test_a_run_with_other_parameters_is_not_stamped(folder):
         stamp(plan(path, "cpu", {}))
 
 
+def test_side_by_side_the_longest_notebook_goes_first(folder, monkeypatch):
+    begun = []
+
+    def papermill(path, output, expected, stop):
+        begun.append((path.stem, expected))
+        return 0, 1.0, 1.0
+
+    monkeypatch.setattr(runner, "papermill", papermill)
+    for name, seconds in (("00_short", 3.0), ("01_long", 60.0), ("02_middle", 9.0), ("03_new", None)):
+        path = write(folder, name, USES)
+        if seconds:
+            notebook = nbformat.read(path, as_version=4)
+            notebook.metadata.stamp = {"profile": "cpu", "seconds": seconds}
+            nbformat.write(notebook, path)
+    outcomes = run_course(folder=folder, jobs=2)
+    assert [outcome.notebook for outcome in outcomes] == ["00_short", "01_long", "02_middle", "03_new"]
+    assert {begun[0], begun[1]} == {("01_long", 60.0), ("02_middle", 9.0)} and begun[3][0] == "03_new"
+    begun.clear()
+    run_course(folder=folder, again=True)
+    assert [name for name, _ in begun] == ["00_short", "01_long", "02_middle", "03_new"]
+
+
 def test_notebooks_run_side_by_side_and_none_begins_after_a_failure(folder, private_runs):
     """Two meet: each waits for the other's file. One fails beside a neighbour, which ends only after that."""
     meet = (

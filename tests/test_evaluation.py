@@ -95,8 +95,6 @@ def test_a_probe_reads_what_is_there_and_nothing_else():
     noise = torch.randn(180, 8, generator=torch.Generator().manual_seed(0))
     assert evaluation.probe_accuracy(torch.cat([signal, noise], 1), labels) == 1
     assert evaluation.probe_accuracy(noise, labels) < 0.55
-    with pytest.raises(ValueError, match="train_share"):
-        evaluation.probe_accuracy(noise, labels, train_share=1.0)
 
 
 def test_decision_states_do_not_depend_on_padding(model, tokenizer):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, NamedTuple
 
 import torch
+import yaml
+
+from lib.runs import ROOT
 
 HEADS: tuple[Literal["instruction", "temperature", "steps"], ...] = ("instruction", "temperature", "steps")
 
@@ -18,33 +22,6 @@ class Action(NamedTuple):
     instruction: str
     temperature: float
     steps: int
-
-
-# The paper's ten strategies and ten emphases (appendix C, table 4), by meaning, in our own words.
-STRATEGIES = (
-    "Go through the problem in a clear order, one step after another.",
-    "Give the analysis a firm structure and fill in each part with care.",
-    "Look for how the ideas hang together, and spell out every link.",
-    "Look at the matter from several sides and weigh other views.",
-    "Be inventive: question what is usually taken for granted, and look for the unexpected.",
-    "Be rigorous, and keep both the details and the whole in view.",
-    "Notice what you assume, ask yourself whether it holds, and improve the argument.",
-    "Explain each step so plainly that anyone can follow.",
-    "Check the reasoning systematically for contradictions as you go.",
-    "Finish with a summary of the main points and look once more whether the answer is complete.",
-)
-EMPHASES = (
-    "Consider every way the question could be meant.",
-    "Split the problem into small parts that fit together.",
-    "Compare with similar cases that you know.",
-    "Go over each step again so that nothing important is missed.",
-    "Doubt the usual answer, but stay logical.",
-    "Make sure that each premise is understood and used exactly.",
-    "Mind the small details that are easily passed over.",
-    "Use plain and simple words.",
-    "Audit your own work and repair what does not agree.",
-    "Hold the conclusion against known principles or facts.",
-)
 
 
 @dataclass(frozen=True)
@@ -64,7 +41,8 @@ class ActionSpace:
     @classmethod
     def paper(cls) -> ActionSpace:
         """100 instructions x 11 temperatures x 8 numbers of steps (paper, appendix C)."""
-        pairs = tuple(f"{strategy} {emphasis}" for strategy in STRATEGIES for emphasis in EMPHASES)
+        parts = yaml.safe_load((ROOT / "data" / "instructions.yaml").read_text(encoding="utf-8"))
+        pairs = tuple(" ".join(pair) for pair in product(parts["strategies"], parts["emphases"]))
         return cls(pairs, tuple(k / 10 for k in range(11)), tuple(range(3, 11)))
 
     @classmethod

@@ -112,13 +112,9 @@ def format_report(free: pd.DataFrame, forced: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def probe_accuracy(states: torch.Tensor, labels: Sequence[str], *, train_share: float = 0.5) -> float:
-    """Accuracy of a linear probe that reads labels from states (N, D): fitted on the first rows only."""
-    cut = int(len(labels) * train_share)
-    if not 0 < cut < len(labels):
-        raise ValueError(
-            f"train_share {train_share} leaves no rows to fit or none to score, of {len(labels)}"
-        )
+def probe_accuracy(states: torch.Tensor, labels: Sequence[str]) -> float:
+    """Accuracy of a linear probe that reads labels from states (N, D): fitted on the first half alone."""
+    cut = len(labels) // 2
     mean, deviation = states[:cut].mean(0), states[:cut].std(0).clamp_min(1e-6)
     scaled = ((states - mean) / deviation).numpy()
     probe = LogisticRegression(max_iter=2000).fit(scaled[:cut], labels[:cut])
