@@ -74,14 +74,10 @@ class ServerLLM:
 
     def ask(self, requests: Sequence[Request]) -> list[str | None]:
         """The reply to each request; None where the server gave none. ServerError if it refuses all."""
+        shared = {"top_p": self.top_p, "max_tokens": self.max_tokens}
         bodies = [
-            {
-                "messages": [{"role": "user", "content": request.prompt}],
-                "temperature": request.temperature,
-                "seed": request.seed,
-                "top_p": self.top_p,
-                "max_tokens": self.max_tokens,
-            }
-            for request in requests
+            {"messages": [{"role": "user", "content": one.prompt}], "temperature": one.temperature}
+            | {"seed": one.seed, **shared}
+            for one in requests
         ]
         return [reply.text for reply in self.server.ask(bodies, show=lambda _: None)]

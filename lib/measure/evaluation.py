@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -23,18 +24,9 @@ def ask_in_every_format(
     policy: Policy, tasks: Sequence[Task], *, max_new_tokens: int = 160, method: str = ""
 ) -> list[Rollout]:
     """The rollouts of `ask`, greedy and once in each format; the mode is the format."""
-    return [
-        rollout
-        for format in ReasoningFormat
-        for rollout in ask(
-            policy,
-            tasks,
-            prefix=format.prefix,
-            mode=format.value,
-            max_new_tokens=max_new_tokens,
-            method=method,
-        )
-    ]
+    named: dict[str, Any] = {"max_new_tokens": max_new_tokens, "method": method}
+    asked = (ask(policy, tasks, prefix=form.prefix, mode=form.value, **named) for form in ReasoningFormat)
+    return list(chain.from_iterable(asked))
 
 
 def summarise(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

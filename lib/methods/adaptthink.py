@@ -191,15 +191,9 @@ class AdaptThink(Thinking):
         if not self.force_start:
             thinks = torch.log1p(-batch["log_p_nothinking"].exp())
             start_log_probs = (old_log_probs[:, 0] - thinks) * ~skipped
-        ratio = importance_ratio(
-            log_probs,
-            old_log_probs,
-            mask,
-            skipped,
-            nothinking_ratio=self.nothinking_ratio,
-            variant=self.variant,
-            start_log_probs=start_log_probs,
-        )
+        named: dict[str, Any] = {"nothinking_ratio": self.nothinking_ratio, "variant": self.variant}
+        named |= {"start_log_probs": start_log_probs}
+        ratio = importance_ratio(log_probs, old_log_probs, mask, skipped, **named)
         weights, clip = counted(ratio, mask), (batch["advantages"], self.epsilon)
         losses = clipped_loss(ratio, *clip)
         correction = batch.get("importance_sampling_ratio")  # trainer over vLLM, from TRL

@@ -28,17 +28,11 @@ LOSSES = {"batch": "dapo", "micro_batch": "bnpo", "group": "dr_grpo", "response"
 def training_arguments(config: MethodConfig, folder: Path, *, watched: int = 0) -> trl.GRPOConfig:
     """The configuration as TRL writes it, for all processes; `watched` rows are evaluated."""
     updates, responses = config.batches * config.updates, config.prompts * config.num_generations
-    options = {
-        "max_steps": updates * config.trainer.get("num_iterations", 1),
-        "per_device_eval_batch_size": max(1, watched),
-        "num_generations_eval": 1,
-        "generation_batch_size": responses,
-        "use_bias_correction_kl": False,
-        "loss_type": LOSSES[config.normaliser],
-        "logging_steps": 1,
-        "save_steps": config.save_every * config.updates,
-        "save_total_limit": 1,
-    }
+    options = {"max_steps": updates * config.trainer.get("num_iterations", 1), "logging_steps": 1}
+    options |= {"generation_batch_size": responses, "loss_type": LOSSES[config.normaliser]}
+    options |= {"use_bias_correction_kl": False, "num_generations_eval": 1}
+    options |= {"per_device_eval_batch_size": max(1, watched)}
+    options |= {"save_steps": config.save_every * config.updates, "save_total_limit": 1}
     if config.cooldown:
         options["lr_scheduler_type"] = "warmup_stable_decay"
         options["lr_scheduler_kwargs"] = {"num_decay_steps": round(config.cooldown * updates)}

@@ -139,13 +139,8 @@ class GRPO(GroupRelative):
     @classmethod
     def code(cls, base: str, **changes: Any) -> Self:
         """As ARM's released code does it, where that differs from the paper: t runs from 1 to 170 of 171."""
-        released: dict[str, Any] = {
-            "batches": 170,
-            "rules": "arm_training",
-            "kl": "k3_clamped",
-            "entropy_coef": 1e-3,
-            "normaliser": "micro_batch",
-        }
+        released: dict[str, Any] = {"batches": 170, "rules": "arm_training", "normaliser": "micro_batch"}
+        released |= {"kl": "k3_clamped", "entropy_coef": 1e-3}
         return cls(base=base, **released | changes)
 
     @classmethod

@@ -83,18 +83,10 @@ class SFTConfig(TrainingConfig):
         base, and it never led to an answer. After `shows` the base knows what to do, so `<ANSWER>` starts
         there. (One run each: started from its own embedding, direct answers stayed at chance for 300 steps.)
         """
-        small: dict[str, Any] = {
-            "lora_rank": 16,
-            "learning_rate": 6e-3,
-            "max_steps": 350,
-            "batch_size": 64,
-            "micro_batch_size": 16,
-            "max_length": 256,
-            "precision": "float32",
-            "gradient_checkpointing": False,
-            "new_tokens": {ReasoningFormat.DIRECT.prefix: "shows"},
-            "save_every": 50,
-        }
+        small: dict[str, Any] = {"lora_rank": 16, "learning_rate": 6e-3, "max_steps": 350, "save_every": 50}
+        small |= {"batch_size": 64, "micro_batch_size": 16, "max_length": 256}
+        small |= {"precision": "float32", "gradient_checkpointing": False}
+        small |= {"new_tokens": {ReasoningFormat.DIRECT.prefix: "shows"}}
         return cls(base=base, **small | changes)
 
 
@@ -194,24 +186,13 @@ def make_trainer(config: SFTConfig, rows: Rows, validation_rows: Rows, run: Run)
     A first batch that would teach the wrong thing is a ValueError.
     """
     set_seed(config.seed)
-    arguments = trainer_arguments(
-        config,
-        run.checkpoint,
-        config.batch_size,
-        num_train_epochs=config.epochs,
-        per_device_eval_batch_size=config.micro_batch_size,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup_share,
-        logging_steps=config.log_every,
-        logging_first_step=True,
-        eval_strategy="steps",
-        eval_steps=config.save_every,
-        save_steps=config.save_every,
-        save_total_limit=2,  # the best and the last
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_perplexity",
-        greater_is_better=False,
-    )
+    options: dict[str, Any] = {"num_train_epochs": config.epochs, "warmup_steps": config.warmup_share}
+    options |= {"lr_scheduler_type": "cosine", "per_device_eval_batch_size": config.micro_batch_size}
+    options |= {"logging_steps": config.log_every, "logging_first_step": True}
+    options |= {"eval_strategy": "steps", "eval_steps": config.save_every, "save_steps": config.save_every}
+    options |= {"load_best_model_at_end": True, "save_total_limit": 2}  # the best and the last
+    options |= {"metric_for_best_model": "eval_perplexity", "greater_is_better": False}
+    arguments = trainer_arguments(config, run.checkpoint, config.batch_size, **options)
     model, tokenizer = load_trainable(config, config.new_tokens)
     trainer = SFTTrainer(
         model=model,

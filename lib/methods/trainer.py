@@ -184,12 +184,11 @@ class MethodTrainer(TrimmingTrainer):
         parts = [("", rows[names])]
         parts += [(f"{tier}/", group[names]) for tier, group in rows.groupby("tier")]
         for mode in self.reading.split:
-            parts.append(
-                (f"{mode}/", rows.loc[rows["mode"] == mode, ["accuracy", "tokens/mean", "truncated"]])
-            )
+            part = rows.loc[rows["mode"] == mode, ["accuracy", "tokens/mean", "truncated"]]
+            parts.append((f"{mode}/", part))
         metrics = self._metrics["train" if self.model.training else "eval"]
-        for start, part in parts:
-            for name, value in part.mean().items() if len(part) else ():
+        for start, some in parts:
+            for name, value in some.mean().items() if len(some) else ():
                 metrics[f"{start}{name}"].append(float(value))
 
     # ---- advantages and loss ----
@@ -241,13 +240,15 @@ class MethodTrainer(TrimmingTrainer):
     def _first_log_prob(self, batch: Mapping[str, torch.Tensor], token: int) -> torch.Tensor:
         """Log-probability of a token as the first of each response, (N,): seen long before any sample."""
         column = torch.full_like(batch["prompt_ids"][:, :1], token)
-        log_probs, _, _ = self._get_per_token_logps_and_entropies(
-            self.model,
-            torch.cat([batch["prompt_ids"], column], dim=1),
-            torch.cat([batch["prompt_mask"], torch.ones_like(column)], dim=1),
-            1,
-        )
-        return log_probs[:, 0]
+        return self._score(self.model, batch, column, torch.ones_like(column))[:, 0]
+
+    def _score(
+        self, model: Any, batch: Mapping[str, torch.Tensor], ids: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probabilities of completions `ids` (N, T) after the batch's prompts: (N, T)."""
+        given = [(batch["prompt_ids"], ids), (batch["prompt_mask"], mask)]
+        whole = (torch.cat(pair, dim=1) for pair in given)
+        return self._get_per_token_logps_and_entropies(model, *whole, ids.shape[1])[0]
 
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
         """TRL's; where the KL term is clamped, the policy stands in for the reference beyond the limit.
@@ -272,12 +273,7 @@ class MethodTrainer(TrimmingTrainer):
 
     def _method_loss(self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         mask = inputs["completion_mask"]
-        log_probs, _, _ = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], mask], dim=1),
-            mask.shape[1],
-        )
+        log_probs = self._score(model, inputs, inputs["completion_ids"], mask)
         old = inputs.get("old_per_token_logps")  # None while there is one step per batch
         loss, sums = self.method.loss(log_probs, log_probs.detach() if old is None else old, inputs)
         totals = torch.stack([torch.stack([a.float(), b.float()]) for a, b in sums.values()])

@@ -38,20 +38,11 @@ def trainer_arguments(config: TrainingConfig, folder: Path, batch_size: int, **o
     """
     os.environ.setdefault("WANDB_PROJECT", PROJECT)  # wandb's callback looks nowhere else
     accelerated = torch.accelerator.is_available()
-    shared = {
-        **config.options,
-        "output_dir": str(folder),
-        "per_device_train_batch_size": config.micro_batch_size,
-        "bf16": config.precision == "bfloat16",
-        "use_cpu": not accelerated,
-        "dataloader_pin_memory": accelerated,
-        "data_seed": config.seed,
-        "ddp_find_unused_parameters": False,
-        "report_to": "none",
-        "project": PROJECT,
-        "run_name": _run_name(folder.parent),
-        "disable_tqdm": True,
-    }
+    shared = config.options | {"data_seed": config.seed, "bf16": config.precision == "bfloat16"}
+    shared |= {"per_device_train_batch_size": config.micro_batch_size, "ddp_find_unused_parameters": False}
+    shared |= {"use_cpu": not accelerated, "dataloader_pin_memory": accelerated}
+    shared |= {"output_dir": str(folder), "run_name": _run_name(folder.parent), "project": PROJECT}
+    shared |= {"report_to": "none", "disable_tqdm": True}
     arguments = config.arguments(**shared | options | dict(config.trainer))
     steps = accumulation_steps(batch_size, config.micro_batch_size, arguments.world_size)
     arguments.gradient_accumulation_steps = steps
