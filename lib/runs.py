@@ -92,13 +92,10 @@ class Run:
         import pyarrow as pa  # here, since whoever only opens a run folder need not wait for it
         from pyarrow import parquet
 
-        rows = [
-            {
-                field: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-                for field, value in asdict(rollout).items()
-            }
-            for rollout in rollouts
-        ]
+        def valid(value: Any) -> Any:
+            return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+        rows = [{field: valid(value) for field, value in asdict(rollout).items()} for rollout in rollouts]
         buffer = pa.BufferOutputStream()
         parquet.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
         write_atomically(self._rollouts(name), buffer.getvalue().to_pybytes())

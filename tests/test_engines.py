@@ -58,9 +58,9 @@ def test_sampling_is_seeded(engine):
         respond(engine, prompts, max_new_tokens=8, sampling=Sampling(1.0, seed=seed)) for seed in (0, 0, 1)
     )
     assert one == same != other
-    with pytest.raises(ValueError, match="temperature must be 0"):
+    with pytest.raises(ValueError, match="temperature takes a finite number from 0, got"):
         Sampling(-1.0)
-    with pytest.raises(ValueError, match="top_p must lie above 0"):
+    with pytest.raises(ValueError, match="top_p takes a finite number above 0 up to 1, got"):
         Sampling(1.0, top_p=0)
 
 

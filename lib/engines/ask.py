@@ -105,14 +105,9 @@ def ask(
     change the responses to the prompts before they are read.
     """
     samples, prompts = numbered(task.id for task in tasks), [task.prompt for task in tasks]
-    responses = respond(
-        policy,
-        prompts,
-        prefix=prefix,
-        max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature, top_p, seed),
-        keys=[(task.id, sample) for task, sample in zip(tasks, samples, strict=True)],
-    )
+    keys = [(task.id, sample) for task, sample in zip(tasks, samples, strict=True)]
+    named: dict[str, Any] = {"prefix": prefix, "max_new_tokens": max_new_tokens, "keys": keys}
+    responses = respond(policy, prompts, sampling=Sampling(temperature, top_p, seed), **named)
     if revise is not None:
         responses = revise(prompts, responses)
     return [

@@ -9,10 +9,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from lib.checked import Range, check_fields
 from lib.runs import KeptLines
 
 NEVER = -100.0  # added to a logit: as far down as vLLM and OpenAI let anyone push a token
@@ -36,15 +37,12 @@ class Request:
 class Sampling:
     """How tokens are drawn; temperature 0 is greedy. Each request makes a seed of its own from `seed`."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: Annotated[float, Range(0)] = 0.0
+    top_p: Annotated[float, Range(above=0, high=1)] = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie above 0 and be at most 1, got {self.top_p}")
+        check_fields(self)
 
 
 @dataclass(frozen=True)

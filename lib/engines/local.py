@@ -24,14 +24,8 @@ class TransformersEngine:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order."""
-        return decode(
-            self.model,
-            requests,
-            sampling,
-            self._ends(),
-            batch_size=self.batch_size,
-            batch_tokens=self.batch_tokens,
-        )
+        limits = {"batch_size": self.batch_size, "batch_tokens": self.batch_tokens}
+        return decode(self.model, requests, sampling, self._ends(), **limits)
 
     def _ends(self) -> set[int]:
         """The tokens that end a response: chat models have several."""

@@ -100,13 +100,7 @@ class ChatServer:
         failures: dict[Path, str] = {}
         gate = asyncio.Semaphore(self.workers)
         http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
-        async with openai.AsyncOpenAI(
-            base_url=self.url,
-            api_key=self.key or "none",
-            timeout=self.timeout,
-            max_retries=0,
-            http_client=http,
-        ) as client:
+        async with openai.AsyncOpenAI(**_address(self), max_retries=0, http_client=http) as client:
 
             async def fetch(path: Path, body: Mapping[str, Any]) -> None:
                 async with gate:
@@ -167,6 +161,10 @@ class ChatServer:
         return _read_reply(json.loads(received))
 
 
+def _address(server: ChatServer | ServerEngine) -> dict[str, Any]:
+    return {"base_url": server.url, "api_key": server.key or "none", "timeout": server.timeout}
+
+
 def _read_reply(answer: Any) -> dict[str, Any]:
     """What is kept of a chat completion; ValueError where there is no text in it."""
     try:
@@ -218,13 +216,8 @@ class ServerEngine:
     retries: int = 5
 
     def __post_init__(self) -> None:
-        self.client = openai.OpenAI(
-            base_url=self.url,
-            api_key=self.key or "none",
-            timeout=self.timeout,
-            max_retries=self.retries,
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),  # the key is for this server
-        )
+        http = openai.DefaultHttpxClient(follow_redirects=False)  # the key is for this server
+        self.client = openai.OpenAI(**_address(self), max_retries=self.retries, http_client=http)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order; ServerError where one cannot be had."""
