@@ -9,7 +9,6 @@ trained is kept with the settings that decide it: the same settings find it agai
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -19,10 +18,9 @@ import re
 import resource
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -32,17 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from lib.tasks import Rollout
+from lib.writing import HeldError as HeldError
+from lib.writing import KeptLines, explained, held, read_json, write_atomically, write_json, write_rows
+from lib.writing import RunFolderError as RunFolderError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy")
-
-
-class RunFolderError(OSError):
-    """A run folder cannot be written or read; the message names the path and the remedy."""
-
-
-class HeldError(RunFolderError):
-    """Another process is at work where this one would begin."""
 
 
 class CheckpointError(RuntimeError):
@@ -208,20 +201,6 @@ def start_run(notebook: str, profile: str, config: Mapping[str, Any], name: str 
     return Run(folder, config)
 
 
-@contextmanager
-def held(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock file against other processes; HeldError with `refusal` where one has it."""
-    with _explained(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HeldError(refusal) from None
-        yield
-
-
 def digest(value: Any) -> str:
     """A short hash of anything that JSON can hold, tensors too, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, default=lambda tensor: tensor.detach().cpu().tolist())
@@ -255,7 +234,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def _move(names: Iterable[str], folder: Path, place: Path) -> None:
     """Rename what there is of these names in a folder into another one."""
-    with _explained(place):
+    with explained(place):
         place.mkdir(parents=True, exist_ok=True)
         for name in names:
             if (folder / name).exists():
@@ -264,87 +243,6 @@ def _move(names: Iterable[str], folder: Path, place: Path) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, readable and in one step."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write rows as JSONL for other processes to read; gives the path as text."""
-    write_atomically(path, "".join(json.dumps(dict(row)) + "\n" for row in rows))
-    return str(path)
-
-
-class KeptLines:
-    """A JSONL file that grows as results come. A last line that a kill cut short is left out."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def read(self) -> list[Any]:
-        """What was stored so far; nothing where there is no file yet."""
-        text, rows = self.path.read_text(encoding="utf-8") if self.path.exists() else "", []
-        for number, line in enumerate(text.split("\n")[:-1], 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                fault = f"{self.path}, line {number}, is not JSON ({error.msg})"
-                raise RunFolderError(f"{fault}. Delete that line, or the file to begin anew.") from None
-        return rows
-
-    def append(self, rows: Iterable[Any]) -> None:
-        """Store more."""
-        with _explained(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":
-                        file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
-                file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write text or bytes beside the target and rename it: the old file or the new one, never half of one."""
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into a message a person can act on."""
-    try:
-        yield
-    except RunFolderError:
-        raise
-    except OSError as error:
-        raise RunFolderError(
-            f"Cannot write {path}: {error.strerror or error}. Free some space, make the folder writable, or "
-            "set the environment variable RUNS_DIR to a folder that is; what was written before is kept."
-        ) from error
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a damaged one is named."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunFolderError(
-            f"{path} is not JSON ({error.msg}, line {error.lineno}). Delete it and run again."
-        ) from None
 
 
 # ---- provenance --------------------------------------------------------------------------------
