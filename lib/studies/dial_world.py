@@ -138,7 +138,7 @@ def learning_curves(asked: pd.DataFrame) -> Figure:
 
 def choice_plane(summary: pd.DataFrame, corners: pd.DataFrame) -> Figure:
     """Accuracy and tokens of each policy, and the line that mixtures of fixed ones cannot cross."""
-    figure = accuracy_tokens_plane(summary, above=("oracle in hindsight",))
+    figure = accuracy_tokens_plane(summary, above=("oracle in hindsight", "long_cot"))
     tokens = np.geomspace(corners["tokens"].min(), corners["tokens"].max(), 200)
     accuracy = np.interp(tokens, corners["tokens"], corners["accuracy"])
     figure.axes[0].plot(
