@@ -9,9 +9,11 @@ import pytest
 
 from lib.dial import TIERS
 from lib.formats import ReasoningFormat
+from lib.methods import METHODS
 from lib.policies.load import CHECKPOINTS
 from lib.runs import ROOT, check_provenance, read_json
 from lib.studies import bandit_tables
+from lib.studies.causes import TUNING
 
 RUNS = ROOT / "data" / "reference_runs"
 D, S, C, L = ReasoningFormat
@@ -64,7 +66,28 @@ def test_every_run_says_where_it_comes_from():
         record = read_json(folder / "provenance.json")
         assert record["commit"] and record["uncommitted_changes"] is False
         assert record["config"]["base"] == "dial-sft" and record["seed"] == int(folder.name[5:])
+        if folder.parent.name == "sft":  # asked as it is
+            continue
         assert record["steps"] == record["config"]["batches"] and record["resumed"] is False
+
+
+@pytest.mark.parametrize(("method", "policy"), [("grpo", "dial-grpo"), ("ada_grpo", "dial-arm")])
+def test_what_is_shipped_is_seed_0(method, policy):
+    """The run that notebook 03 makes live, that 04 asks, and the first of the five seeds are one."""
+    run = read_json(RUNS / "03_ada_grpo" / method / "seed_0" / "provenance.json")
+    shipped_one = check_provenance(CHECKPOINTS / policy)
+    assert {name: shipped_one[name] for name in run} == run
+    assert run["config"] == METHODS[method].cpu(seed=0).as_json()
+
+
+@pytest.mark.parametrize("method", ["grpo", "ada_grpo"])
+def test_the_recipe_did_best_on_validation(method):
+    """Within a point, which is what a seed makes of it; both methods have one recipe."""
+    config = METHODS[method].cpu()
+    ours = f"tuning/{method}_{config.learning_rate:.0e}_{config.cooldown}"
+    tried = {name: shipped("03", name) for name in TUNING if name.startswith(f"tuning/{method}_")}
+    means = {name: mean(runs, "accuracy") for name, runs in tried.items() if runs}
+    assert means[ours] >= max(means.values()) - 0.01
 
 
 def test_grpo_collapses_to_long_cot(summaries):
@@ -86,7 +109,7 @@ def test_ada_grpo_keeps_what_is_right(summaries):
 def test_ada_grpo_saves_tokens_and_keeps_accuracy(summaries):
     ours, theirs = summaries["ada_grpo"], summaries["grpo"]
     gap = mean(theirs, "accuracy") - mean(ours, "accuracy")
-    assert gap <= 0.03
+    assert gap <= 0.02
     easy = [mean(runs, "tiers", "easy", "mean_tokens") for runs in (ours, theirs)]
     assert easy[0] <= 0.6 * easy[1]
     tokens = [mean(runs, "mean_tokens") for runs in (ours, theirs)]

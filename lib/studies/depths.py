@@ -1,7 +1,7 @@
 """What a dial policy is asked once it is trained, kept answer by answer, so that runs pair by question.
 
-No trial was scored on these questions, and they are the same for every run. Easy ones repeat: depth 1 holds
-some 24 test questions but for the colour. So intervals draw questions by `id` (see `lib.studies.paired`).
+The questions are the same for every run, and trials were scored on others, of the validation split. Easy
+ones repeat: depth 1 holds some 24 test questions but for the colour, so `lib.studies.paired` draws by `id`.
 """
 
 from __future__ import annotations
