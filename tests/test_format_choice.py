@@ -27,8 +27,10 @@ def answers(*rows):
 
 TWO = answers(
     ("grpo", 0, 1, LONG, True, 40),
+    ("grpo", 0, 4, LONG, True, 64),
     ("grpo", 0, 9, LONG, True, 96),
     ("ada_grpo", 0, 1, DIRECT, True, 4),
+    ("ada_grpo", 0, 4, SHORT, True, 16),
     ("ada_grpo", 0, 9, CODE, False, 30),
 )
 
@@ -36,7 +38,7 @@ TWO = answers(
 def test_what_is_saved_and_what_it_costs():
     of = dict(tuple(TWO.groupby("method")))
     found = format_choice.compared(of["ada_grpo"], of["grpo"])
-    assert found["all"][0][0] == pytest.approx(1 - 34 / 136) and found["all"][1][0] == -0.5
+    assert found["all"][0][0] == pytest.approx(1 - 50 / 200) and found["all"][1][0] == pytest.approx(-1 / 3)
     assert found["easy"][0][0] == pytest.approx(0.9) and found["easy"][1][0] == 0
     table = format_choice.savings_table({"all": 0.75, "accuracy difference": -0.5}, found)
     assert table.loc[("accuracy, points", "all"), "this run"] == "-50.00"
@@ -48,16 +50,16 @@ def test_lost_points_and_crossed_choices():
     skill = {"grpo": 1.0, "ada_grpo": 0.5}
     forced = pd.DataFrame(
         [
-            (method, depth, mode, accuracy * (mode == LONG or depth == 1))
+            (method, depth, mode, accuracy * (mode == LONG or depth == 1 or (mode == SHORT and depth == 4)))
             for method, accuracy in skill.items()
-            for depth in (1, 9)
+            for depth in (1, 4, 9)
             for mode in (DIRECT, SHORT, CODE, LONG)
         ],
         columns=["method", "depth", "mode", "correct"],
     )
     table = format_choice.crossed(TWO, forced)
     assert table.loc["GRPO", "GRPO"] == 1 and table.loc["GRPO", "Ada-GRPO"] == 0.5
-    assert table.loc["Ada-GRPO", "GRPO"] == 0.5
+    assert table.loc["Ada-GRPO", "GRPO"] == pytest.approx(2 / 3)
 
 
 def test_the_telling_group_is_valid_and_mixed():
