@@ -172,10 +172,10 @@ def _modes(values: Values, machine: Machine) -> list[Stage]:
     if model is None or baseline is None:
         return []
     questions = values["TEST_QUESTIONS"]
-    # adaptive, four formats, up to four for consensus, votes twice, the baseline; then both at every budget
-    responses = questions * (1 + FORMATS + FORMATS + 2 * values["VOTES"] + 1)
+    # votes, four formats, up to four for consensus, the baseline; then the policy at every budget
+    responses = questions * (values["VOTES"] + FORMATS + FORMATS + 1)
     at_budgets = [
-        _asking(model, machine, 2 * questions, {**values, "MAX_NEW_TOKENS": budget}).hours
+        _asking(model, machine, questions, {**values, "MAX_NEW_TOKENS": budget}).hours
         for budget in values["BUDGETS"]
     ]
     forced = h.Cost("budgets", sum(at_budgets), f"the same for caps of {values['BUDGETS']}")
