@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.formats import ReasoningFormat
-from lib.measure.figures import COLOURS, MARKERS, NAMES, PALETTE, grouped_bars
+from lib.measure.figures import COLOURS, MARKERS, NAMES, grouped_bars
 
 TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88", "not trained": "0.80"}
 
@@ -61,20 +61,6 @@ def tokens_by_format(rows: pd.DataFrame) -> Figure:
     tiers = [tier for tier in TIER_SHADES if tier in means.index]
     formats = [format for format in ReasoningFormat if format in means.columns]
     return grouped_bars(means.loc[tiers, formats], ylabel="mean tokens per completion", fmt="%.0f")
-
-
-def budget_curves(summary: pd.DataFrame) -> Figure:
-    """Accuracy with its 95 % interval against mean tokens, a line per policy, a point per budget."""
-    figure, ax = plt.subplots()
-    for place, (policy, rows) in enumerate(summary.groupby("policy", sort=False)):
-        colour, rows = PALETTE[(0, 3)[place % 2]], rows.sort_values("budget")
-        _accuracy_line(ax, rows, "tokens", color=colour, marker="o^"[place % 2], label=policy)
-        small = {"textcoords": "offset points", "fontsize": 8, "color": colour}
-        for point in rows.itertuples():
-            ax.annotate(f"{point.budget:.0f}", (point.tokens, point.accuracy), (3, -12), **small)
-    ax.set(xlabel="mean tokens per response (at each point: the budget)", ylabel="accuracy", ylim=(0, 1.04))
-    ax.legend(frameon=False, loc="lower right")
-    return figure
 
 
 def shade_tiers(ax: Axes, deepest: int) -> None:

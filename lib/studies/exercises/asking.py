@@ -1,4 +1,4 @@
-"""Your turn in notebook 04: force a format, decide by consensus, vote, compare in pairs, close a response."""
+"""Your turn in notebook 04: force a format, consensus, a vote, pairs, a budget, two of three, a router."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from statistics import mean, pstdev, variance
 from lib.formats import ReasoningFormat, detect_format
 from lib.measure.intervals import Z95, mean_interval
 from lib.measure.modes import close_response, consensus, majority_vote
+from lib.studies import arm_choice
+from lib.studies.arm_choice import Rates
 from lib.studies.exercises.core import Check
 from lib.verify import is_correct
 
@@ -51,6 +53,35 @@ opening = Check(
 def _two_of_three(direct: Answer, short_cot: Answer, code: Answer, long_cot: Answer) -> tuple[Answer, bool]:
     [(found, votes)] = Counter([direct, short_cot, code]).most_common(1)
     return (found, False) if votes >= 2 and found is not None else (long_cot, True)
+
+
+def _neighbours(direct: Answer, short_cot: Answer, code: Answer, long_cot: Answer) -> tuple[Answer, bool]:
+    agree = direct is not None and direct in (short_cot, code)
+    return (direct, False) if agree else (long_cot, True)
+
+
+def _of_four(direct: Answer, short_cot: Answer, code: Answer, long_cot: Answer) -> tuple[Answer, bool]:
+    [(found, votes)] = Counter([long_cot, direct, short_cot, code]).most_common(1)
+    return (found, False) if votes >= 2 and found is not None else (long_cot, True)
+
+
+def _none_counts(direct: Answer, short_cot: Answer, code: Answer, long_cot: Answer) -> tuple[Answer, bool]:
+    [(found, votes)] = Counter([direct, short_cot, code]).most_common(1)
+    return (found, False) if votes >= 2 else (long_cot, True)
+
+
+two_of_three = Check(
+    "two_of_three",
+    _two_of_three,
+    lambda: list(product(["3", "7", None], repeat=4)),
+    {
+        "That is consensus: here two of the three are enough.": consensus,
+        "Two answers that cannot be read are None, and None agrees with nothing.": _none_counts,
+        "Short CoT and code may agree with each other, and direct be the odd one out.": _neighbours,
+        "Long CoT has no vote: it is asked only where no two of the three agree.": _of_four,
+        "Give the second part as well: whether long CoT was used.": (lambda *given: _two_of_three(*given)[0]),
+    },
+)
 
 
 decide = Check(
@@ -268,6 +299,58 @@ close = Check(
                 if "</" in text or detect_format(text) in (None, DIRECT)
                 else (f"{text}\n</{detect_format(text).tag}>\n<ANSWER>\n")
             )
+        ),
+    },
+)
+
+# ---- a router ------------------------------------------------------------------------------------
+
+TOKENS = {
+    1: {"direct": 4.0, "short_cot": 8.0, "code": 14.0, "long_cot": 40.0},
+    4: {"direct": 4.0, "short_cot": 10.0, "code": 20.0, "long_cot": 61.0},
+    8: {"long_cot": 89.0, "code": 30.0, "short_cot": 10.0, "direct": 4.0},
+}
+RATES = {
+    1: {"direct": 1.0, "short_cot": 1.0, "code": 0.99, "long_cot": 0.98},
+    4: {"direct": 0.2, "short_cot": 0.96, "code": 0.99, "long_cot": 1.0},
+    8: {"long_cot": 0.5, "code": 0.46, "short_cot": 0.2, "direct": 0.1},
+}
+
+
+def _pick(
+    rates: Rates, tokens: Rates, keep: Callable[[float, float], bool], *, dear: bool = False
+) -> dict[int, str]:
+    """`route` with another rule for what is good enough, or the dearest in place of the cheapest."""
+    return {
+        depth: min(
+            (format for format, rate in of.items() if keep(rate, max(of.values()))),
+            key=lambda format, depth=depth: -tokens[depth][format] if dear else tokens[depth][format],
+        )
+        for depth, of in rates.items()
+    }
+
+
+route = Check(
+    "route",
+    arm_choice.route,
+    lambda: [(RATES, TOKENS, 0.02), (RATES, TOKENS, 0.0), (RATES, TOKENS, 0.05), (RATES, TOKENS, 1.0)],
+    {
+        "That is the most accurate format. A cheaper one that is nearly as good is wanted.": (
+            lambda rates, tokens, loss: {depth: max(of, key=of.__getitem__) for depth, of in rates.items()}
+        ),
+        "That is the cheapest format, right or wrong.": (
+            lambda rates, tokens, loss: {depth: min(of, key=of.__getitem__) for depth, of in tokens.items()}
+        ),
+        "`loss` is measured from the best format at this depth, not from 1: at depth 8 nothing is good.": (
+            lambda rates, tokens, loss: {
+                depth: next(iter(_pick({depth: of}, tokens, lambda r, best: r >= 1 - loss).values()))
+                if max(of.values()) >= 1 - loss
+                else max(of, key=of.__getitem__)
+                for depth, of in rates.items()
+            }
+        ),
+        "Of those that are good enough this takes the dearest.": (
+            lambda rates, tokens, loss: _pick(rates, tokens, lambda r, best: r >= best - loss, dear=True)
         ),
     },
 )
