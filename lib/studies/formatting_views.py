@@ -101,6 +101,8 @@ def _lines(ax: Axes, summary: pd.DataFrame) -> None:
     shade_tiers(ax, int(summary["depth"].max()))
     for method, (name, look) in SETS.items():
         rows = summary[summary["method"] == method].sort_values("depth")
+        if rows.empty:
+            continue
         ax.fill_between(rows["depth"], rows["low"], rows["high"], color=look["color"], alpha=0.15, lw=0)
         ax.plot(rows["depth"], rows["mean"], label=name, lw=1.6, **look)
     ax.set(ylim=(0, 1.04), xticks=range(1, int(summary["depth"].max()) + 1))
