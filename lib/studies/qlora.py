@@ -89,7 +89,7 @@ def drift(
     )
     loss = -q.gather(1, wanted[learnt][:, None]).mean()
     return {
-        "kl": (p.exp() * (p - q)).sum(1).mean().item(),
+        "kl": max(0.0, (p.exp() * (p - q)).sum(1).mean().item()),  # rounding can make a zero negative
         "perplexity": loss.exp().item(),
         "other_choice": (p.argmax(1) != q.argmax(1)).float().mean().item(),
     }
