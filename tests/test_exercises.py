@@ -227,7 +227,9 @@ def test_the_exercises_of_01_say_what_is_missing(capsys):
     check.by_guessing(14, asked=138)
     check.lies_well(f"d = 6\nd = {question.answer}  # 7\nanswer = d", question)
     check.loophole(...)
+    check.by_guessing(..., asked=138)
+    check.lies_well(..., question)
     assert capsys.readouterr().out.splitlines() == [
         *(f"{name}: right" for name in ("loophole", "by_guessing", "lies_well")),
-        "loophole: not answered yet",
+        *(f"{name}: not answered yet" for name in ("loophole", "by_guessing", "lies_well")),
     ]

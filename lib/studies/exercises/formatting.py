@@ -376,7 +376,10 @@ def by_guessing(expected: float, *, asked: int) -> None:
 def lies_well(program: str, question: dial.Question) -> None:
     """Exercise 3: a program that equation (2) keeps and that computes nothing."""
     other = dial.Question(str((int(question.start) + 1) % 10), question.operations)
-    moved = program.replace(f"d = {question.start}", f"d = {other.start}", 1)
+
+    def moved() -> str:
+        return program.replace(f"d = {question.start}", f"d = {other.start}", 1)
+
     _judge(
         "lies_well",
         program,
@@ -385,10 +388,10 @@ def lies_well(program: str, question: dial.Question) -> None:
                 lambda: check_program(program, lambda answer: answer == question.answer) is not None
             ),
             f"It must begin with `d = {question.start}`, so that another start can be tried.": (
-                lambda: moved == program
+                lambda: moved() == program
             ),
             "With another start digit it is right, too: so it computes the answer.": (
-                lambda: str(run_python(moved, timeout=5.0).value) == other.answer
+                lambda: str(run_python(moved(), timeout=5.0).value) == other.answer
             ),
         },
     )
