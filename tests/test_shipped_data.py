@@ -80,14 +80,13 @@ def test_what_is_shipped_is_seed_0(method, policy):
     assert run["config"] == METHODS[method].cpu(seed=0).as_json()
 
 
-@pytest.mark.parametrize("method", ["grpo", "ada_grpo"])
-def test_the_recipe_did_best_on_validation(method):
-    """Within a point, which is what a seed makes of it; both methods have one recipe."""
-    config = METHODS[method].cpu()
-    ours = f"tuning/{method}_{config.learning_rate:.0e}_{config.cooldown}"
-    tried = {name: shipped("03", name) for name in TUNING if name.startswith(f"tuning/{method}_")}
+def test_the_recipe_did_best_on_validation():
+    """For Ada-GRPO, the harder to train; GRPO shares its recipe."""
+    config = METHODS["ada_grpo"].cpu()
+    ours = f"tuning/ada_grpo_{config.learning_rate:.0e}_{config.cooldown}"
+    tried = {name: shipped("03", name) for name in TUNING if name.startswith("tuning/ada_grpo_")}
     means = {name: mean(runs, "accuracy") for name, runs in tried.items() if runs}
-    assert means[ours] >= max(means.values()) - 0.01
+    assert means[ours] == max(means.values())
 
 
 def test_grpo_collapses_to_long_cot(summaries):
