@@ -295,9 +295,9 @@ close = Check(
         ),
         "Spaces at the end of what was written come before the closing tag: take them away first.": (
             lambda text: (
-                close_response(text)
-                if "</" in text or detect_format(text) in (None, DIRECT)
-                else (f"{text}\n</{detect_format(text).tag}>\n<ANSWER>\n")
+                f"{text}\n</{own.tag}>\n<ANSWER>\n"
+                if (own := detect_format(text)) and own is not DIRECT and "</" not in text
+                else close_response(text)
             )
         ),
     },
@@ -321,13 +321,12 @@ def _pick(
     rates: Rates, tokens: Rates, keep: Callable[[float, float], bool], *, dear: bool = False
 ) -> dict[int, str]:
     """`route` with another rule for what is good enough, or the dearest in place of the cheapest."""
-    return {
-        depth: min(
-            (format for format, rate in of.items() if keep(rate, max(of.values()))),
-            key=lambda format, depth=depth: -tokens[depth][format] if dear else tokens[depth][format],
-        )
-        for depth, of in rates.items()
-    }
+    sign = -1 if dear else 1
+    chosen = {}
+    for depth, of in rates.items():
+        costs = {f: sign * tokens[depth][f] for f, rate in of.items() if keep(rate, max(of.values()))}
+        chosen[depth] = min(costs, key=costs.__getitem__)
+    return chosen
 
 
 route = Check(
