@@ -10,7 +10,7 @@ from lib.methods.base import Group, Progress
 from lib.policies import load_policy
 from lib.runs import digest
 from lib.studies import backbones, causes, depths, paired, trainings
-from lib.studies.tag_shift import tag_shifts
+from lib.studies.tag_shift import tag_shift
 
 FORMATS = ["long_cot"] * 5 + ["code"] * 2 + ["direct"]
 START = Progress(0, 80)
@@ -153,11 +153,10 @@ def test_other_questions_cannot_be_paired():
 
 def test_one_update_moves_the_tags_of_questions_that_were_not_in_it():
     small = GRPO.cpu(prompts=4, num_generations=4, micro_batch_size=16)
-    found = tag_shifts(small, [0, 1])
-    assert len(found) == 2 * 3 * 4
-    sums = found.groupby(["seed", "tier"])[["before", "after"]].sum()
+    found = tag_shift(small)
+    assert len(found) == 3 * 4
+    sums = found.groupby("tier")[["before", "after"]].sum()
     assert ((sums > 0.9) & (sums < 1.0001)).all(axis=None)
-    assert found["before"].iloc[:12].tolist() == found["before"].iloc[12:].tolist()
     assert not found["after"].equals(found["before"])
 
 

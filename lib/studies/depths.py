@@ -45,13 +45,11 @@ def forced_questions() -> list[Task]:
 # ---- ask ---------------------------------------------------------------------------------------
 
 
-def ask_freely(
-    policy: Policy, *, seed: int, run: Run | None = None, temperature: float = 0.7
-) -> tuple[dict[str, Any], pd.DataFrame]:
+def ask_freely(policy: Policy, *, seed: int, run: Run | None = None) -> tuple[dict[str, Any], pd.DataFrame]:
     """The numbers of summary.json and the table of answers; temperature 0.7 as ARM evaluates."""
     tables = {}
     for name, tasks in question_sets().items():
-        rollouts = answer(policy, tasks, temperature=temperature, seed=seed)
+        rollouts = answer(policy, tasks, temperature=0.7, seed=seed)
         if run:
             run.keep_rollouts(name, rollouts)
         tables[name] = rollout_table(rollouts, tasks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -34,15 +33,15 @@ def tag_probabilities(
     return pd.DataFrame(found.numpy(), columns=[f.value for f in ReasoningFormat])
 
 
-def tag_shift(
-    config: MethodConfig, *, depths: range | None = TIERS["hard"], watched: int = 300
-) -> pd.DataFrame:
-    """Mean P(tag) on validation questions before and after one update on questions of `depths` alone.
+def tag_shift(config: MethodConfig) -> pd.DataFrame:
+    """Mean P(tag) on 300 validation questions before and after one update on hard questions alone.
 
     Rows: tier, format, before, after. The update is the first of `config`, with its questions by its seed.
     """
-    tasks = dial_tasks(watched, split="validation", seed=0)
-    drawn = dial_tasks(config.prompts, split="train", seed=config.seed, sft_share=SFT_SHARE, depths=depths)
+    tasks = dial_tasks(300, split="validation", seed=0)
+    drawn = dial_tasks(
+        config.prompts, split="train", seed=config.seed, sft_share=SFT_SHARE, depths=TIERS["hard"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer, _ = fit(config, task_rows(drawn), Run(Path(folder), {}), stop_at=1)
     policies = {"before": load_policy(config.base), "after": (model, tokenizer)}
@@ -52,11 +51,3 @@ def tag_shift(
         for name, policy in policies.items()
     }
     return pd.DataFrame(means).rename_axis(["tier", "format"]).reset_index()
-
-
-def tag_shifts(
-    config: MethodConfig, seeds: Sequence[int], *, depths: range | None = TIERS["hard"]
-) -> pd.DataFrame:
-    """`tag_shift` for several seeds, each another draw of questions and responses, with a column `seed`."""
-    found = [tag_shift(replace(config, seed=seed), depths=depths).assign(seed=seed) for seed in seeds]
-    return pd.concat(found, ignore_index=True)
