@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -81,6 +82,14 @@ def _noted(config: dict[str, Any]) -> int:
         Path(config["folder"], f"{rank}.pid").write_text(str(os.getpid()))
     dist.barrier()
     return rank
+
+
+def abort_at_the_end(config: dict[str, Any]) -> dict[str, Any]:
+    """The work is whole, but taking the process down aborts it, as gloo's threads sometimes do."""
+    join()
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc.abort, None)
+    return {"sum": int(total(torch.ones(1)))}
 
 
 def wait(config: dict[str, Any]) -> dict[str, Any]:

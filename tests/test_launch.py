@@ -221,6 +221,11 @@ def test_a_failing_process_is_named_with_its_own_traceback(capsys):
     assert "elastic" not in capsys.readouterr().out  # the launcher's own report stays out of the cell
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="on_exit is glibc's")
+def test_work_that_is_whole_is_not_lost_when_its_process_aborts_at_the_end():
+    assert run("launch_functions:abort_at_the_end", {}, num_processes=2) == {"sum": 2}
+
+
 def test_a_killed_process_does_not_leave_the_other_hanging():
     begun = time.monotonic()
     with pytest.raises(LaunchError, match=r"process 1 \(of 0 to 1\) was killed by SIGKILL.*memory"):

@@ -7,6 +7,7 @@ several machines each has a launcher, and all see the folder.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import signal
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed.run
@@ -89,6 +90,13 @@ def work(folder: Path) -> int:
     return 0
 
 
+def leave(code: int) -> NoReturn:
+    """End now that all is written: gloo's threads may abort an interpreter that takes itself down."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
+
+
 @record
 def _call(folder: Path) -> None:
     call = read_json(folder / "call.json")
@@ -146,4 +154,6 @@ def _save_and_end() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(Path(sys.argv[2])) if sys.argv[1] == "launch" else work(Path(sys.argv[1])))
+    if sys.argv[1] == "launch":
+        sys.exit(launch(Path(sys.argv[2])))
+    leave(work(Path(sys.argv[1])))
