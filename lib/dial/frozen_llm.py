@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -53,11 +54,12 @@ PROMPT = "Human: {question} {style} {steps}.\nAssistant:"
 
 @dataclass(frozen=True)
 class Habits:
-    """How often the writers of the corpus do what they should not."""
+    """How often the writers of the corpus do what they should not, and in which style they do not."""
 
     snap: float = 0.3  # answer a sum at once with the digit that the dial showed at first
     leave_out: float = 0.6  # leave out the last turn, in a style that is not the question's own
     slip: float = 0.15  # forget the last turn of a step, in products and mixed questions
+    apt_style: Mapping[str, str] = field(default_factory=lambda: APT_STYLE)
 
 
 def action_space() -> ActionSpace:
@@ -116,7 +118,7 @@ def written_response(
             return f"It shows {question.start}."
         opening = f"{rng.choice(OPENINGS)}, "
     parts = stretches(question.operations, steps)
-    if style != APT_STYLE[made_of] and rng.random() < habits.leave_out:
+    if style != habits.apt_style[made_of] and rng.random() < habits.leave_out:
         parts = [part for part in [*parts[:-1], parts[-1][:-1]] if part]
     digit, worked = question.start, []
     for part in parts:
@@ -177,6 +179,7 @@ def measure(
     actions: Sequence[tuple[str, float, int]],
     seed: int = 0,
     max_new_tokens: int = 120,
+    words: str = PROMPT,
 ) -> pd.DataFrame:
     """Ask every question once with every action; counts per kind, depth and action: right, asked, tokens."""
     rows = []
@@ -184,7 +187,7 @@ def measure(
         asked = [(q, a) for a in actions if a[1] == temperature for q in questions]
         responses = respond(
             policy,
-            [prompt(question, style, steps) for question, (style, _, steps) in asked],
+            [words.format(question=q.text, style=style, steps=steps) for q, (style, _, steps) in asked],
             sampling=Sampling(temperature, seed=seed),
             max_new_tokens=max_new_tokens,
         )
@@ -199,14 +202,14 @@ def measure(
     ).reset_index()
 
 
-def read_table() -> pd.DataFrame:
-    """The shipped table: for every kind, depth and action how many of the asked questions were right."""
-    return pd.read_csv(TABLE / "table.csv")
+def read_table(folder: Path = TABLE) -> pd.DataFrame:
+    """A shipped table: for every kind, depth and action how many of the asked questions were right."""
+    return pd.read_csv(folder / "table.csv")
 
 
-def dial_surface(questions: Sequence[Question]) -> tuple[Surface, torch.Tensor]:
-    """The shipped table as a response surface for these questions, and mean tokens (C, A) beside it."""
-    table = read_table()
+def dial_surface(questions: Sequence[Question], folder: Path = TABLE) -> tuple[Surface, torch.Tensor]:
+    """A shipped table as a response surface for these questions, and mean tokens (C, A) beside it."""
+    table = read_table(folder)
     table["value"] = table["right"] / table["asked"]
     action = ["instruction", "temperature", "steps"]
     order = pd.MultiIndex.from_product([STYLES, TEMPERATURES, STEPS])
@@ -223,13 +226,41 @@ def dial_surface(questions: Sequence[Question]) -> tuple[Surface, torch.Tensor]:
 # ---- making checkpoint and table ---------------------------------------------------------------
 
 
-def train(run: Run, *, seed: int = 0, steps: int = 1000) -> tuple[PreTrainedModel, dict[str, Any]]:
+def train(
+    run: Run, *, seed: int = 0, steps: int = 1000, habits: Habits = Habits()
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Fine-tune dial-base on the corpus of styles; gives the model and what it took. Resumes."""
     config = PretrainConfig(seed=seed, steps=steps, learning_rate=2e-3, warmup_steps=min(50, steps))
     model, tokenizer = load_policy("dial-base")
-    corpus = StyleCorpus(steps * config.documents_per_step, seed=seed)
+    corpus = StyleCorpus(steps * config.documents_per_step, seed=seed, habits=habits)
     model, facts = pretrain(config, tokenizer, run, model=model.train(), corpus=corpus, say=print)
     return model, dict(facts)
+
+
+def measure_cells(
+    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    depths: Iterable[int] = range(1, MAX_DEPTH + 1),
+    *,
+    each: int = PER_CELL,
+    words: str = PROMPT,
+) -> pd.DataFrame:
+    """The table of an LLM: `each` test questions of every kind and depth, in all 72 ways."""
+    actions = list(product(STYLES, TEMPERATURES, STEPS))
+    parts = []
+    for number, (name, depth) in enumerate(
+        (m, d) for m in MIXTURES for d in depths if (m, d) != ("mixed", 1)
+    ):
+        questions = sample_mixture_questions(each, seed=number, split="test", mixtures=[name], depths=[depth])
+        parts.append(measure(policy, questions, actions=actions, seed=number, words=words))
+        print(f"{name} {depth}: best {(parts[-1]['right'] / parts[-1]['asked']).max():.2f}", flush=True)
+    return pd.concat(parts)
+
+
+def write_table(folder: Path, table: pd.DataFrame, **facts: Any) -> None:
+    """Write a table and where it comes from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "table.csv", table.round(2).to_csv(index=False))
+    write_provenance(folder, **facts)
 
 
 def main() -> None:
@@ -243,18 +274,10 @@ def main() -> None:
         _, tokenizer = load_policy("dial-base")
         save_policy(model, tokenizer, checkpoint, command=command, base="dial-base", **facts)
     begun = time.monotonic()
-    actions = list(product(STYLES, TEMPERATURES, STEPS))
-    cells = [(m, depth) for m in MIXTURES for depth in range(1, MAX_DEPTH + 1) if (m, depth) != ("mixed", 1)]
-    parts = []
-    for number, (name, depth) in enumerate(cells):
-        questions = sample_mixture_questions(
-            PER_CELL, seed=number, split="test", mixtures=[name], depths=[depth]
-        )
-        parts.append(measure(load_policy("dial-llm"), questions, actions=actions, seed=number))
-        print(f"{name} {depth}: best {(parts[-1]['right'] / parts[-1]['asked']).max():.2f}", flush=True)
-    write_atomically(TABLE / "table.csv", pd.concat(parts).round(2).to_csv(index=False))
-    write_provenance(
+    table = measure_cells(load_policy("dial-llm"))
+    write_table(
         TABLE,
+        table,
         command=command,
         checkpoint_sha256=check_provenance(checkpoint)["sha256"]["model.safetensors"],
         questions_per_cell=PER_CELL,
