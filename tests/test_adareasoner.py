@@ -27,7 +27,7 @@ from lib.bandit.llms import Request
 from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
 from lib.dial.surface import Surface
 from lib.runs import start_run
-from lib.studies import bandits
+from lib.studies import simulated_surface
 
 SMALL = ActionSpace(("a", "b", "c"), (0.0, 0.5), (1, 2, 4, 8))
 
@@ -243,7 +243,7 @@ def test_greedy_takes_the_largest_logit_and_seeds_repeat():
 
 
 def test_400_updates_are_enough_and_the_released_rule_ends_below_random():
-    found = bandits.surface_shares(1)
+    found = simulated_surface.surface_shares(1)
     assert found["ours"]["share"] >= 0.95
     assert found["ours"]["regret_second_half"] < 0.5 * found["ours"]["regret_first_half"]
     assert found["released"]["share"] < 0.7 * found["random"]["share"]
@@ -264,7 +264,7 @@ class Probe:
 
 
 def make(run=None, fail=lambda call: None, **options):
-    embeddings, surface = bandits.simulated_surface(SMALL, seed=2, questions=20)
+    embeddings, surface = simulated_surface.simulated_surface(SMALL, seed=2, questions=20)
     torch.manual_seed(0)
     config = BanditConfig(**{"updates": 12, "batch_size": 8, "save_every": 4, **options})
     environment = Probe(surface, fail=fail)

@@ -5,8 +5,8 @@ import torch
 
 from lib.bandit import off_policy
 from lib.bandit.actions import ActionSpace
-from lib.studies.bandits import simulated_surface
 from lib.studies.rivals import ConfigurationBandit, LinearBandit, best_fixed, random_actions, regret
+from lib.studies.simulated_surface import simulated_surface
 
 SPACE = ActionSpace(("a", "b", "c"), (0.0, 0.5), (1, 2))
 

@@ -11,7 +11,8 @@ from lib.dial.tasks import dial_task
 from lib.dial.world import Question
 from lib.measure.intervals import mean_interval, seed_interval
 from lib.runs import read_json
-from lib.studies.bandits import RUNS, SURFACE_RUNS
+from lib.studies.bandits import RUNS
+from lib.studies.simulated_surface import SURFACE_RUNS
 from lib.tasks import Rollout
 
 
