@@ -12,7 +12,8 @@ from transformers import (
 
 from lib.bandit import embedders, judges, prompting
 from lib.bandit.actions import Action, ActionSpace
-from lib.bandit.llms import LocalLLM, Request
+from lib.bandit.environments import LLMEnvironment
+from lib.bandit.llms import CUT, LocalLLM, Request
 from lib.policies.load import load_policy
 from lib.studies import prompting_baselines as baselines
 
@@ -63,9 +64,9 @@ def test_self_consistency_counts_answers_and_leaves_out_what_cannot_be_read():
 
 
 def test_best_of_n_takes_the_best_and_sampling_drops_failures():
-    llm = Scripted(lambda r: None if r.seed == 1 else "x" * r.seed)
+    llm = Scripted(lambda r: None if r.seed == 1 else "x" * r.seed or CUT)
     ((*replies,),) = baselines.sample(llm, ["p"], count=4, temperature=1.0)
-    assert replies == ["", "xx", "xxx"] and baselines.best_of_n(replies, len) == "xxx"
+    assert replies == ["xx", "xxx"] and baselines.best_of_n(replies, len) == "xxx"
     assert baselines.best_of_n([], len) is None
 
 
@@ -136,7 +137,23 @@ def test_a_local_llm_asks_once_and_remembers(tmp_path):
     with cache.open("a") as file:
         file.write('["half a li')  # what a kill leaves behind
     assert LocalLLM(None, cache=cache).ask(requests) == first
-    assert LocalLLM((model, tokenizer), max_new_tokens=3).ask(requests[:1]) == [None]  # cut off: no answer
+    assert LocalLLM((model, tokenizer), max_new_tokens=3).ask(requests[:1]) == [CUT]
+
+
+def test_a_cut_reply_earns_nothing_and_no_reply_is_not_counted():
+    replies = {"a": "Answer: 1", "b": CUT, "c": None}
+    space = ActionSpace(("think",), (0.0,), (3,))
+    world = LLMEnvironment(
+        Scripted(lambda request: replies[request.prompt]), list("abc"), space, lambda q, _: q, lambda *_: 1.0
+    )
+    rewards = world(torch.arange(3), torch.zeros(3, dtype=torch.long), 0)
+    assert rewards[:2].tolist() == [1.0, 0.0] and rewards[2].isnan()
+    meter = baselines.Metered(world.llm, len, no_reply=99)
+    assert meter.ask([Request(prompt, 0.0) for prompt in "abc"]) == ["Answer: 1", CUT, None]
+    assert meter.costs == [9, 99, 99] and baselines.sample(meter, ["a", "b"], count=1, temperature=0.0) == [
+        ["Answer: 1"],
+        [],
+    ]
 
 
 # ---- judges and embedders, with real architectures on disk

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from lib.bandit.actions import Action, ActionSpace
-from lib.bandit.llms import LLM, Request
+from lib.bandit.llms import CUT, LLM, Request
 
 
 class Environment(Protocol):
@@ -23,7 +23,8 @@ class Environment(Protocol):
 class LLMEnvironment:
     """Rewards from a frozen LLM: `render(question, action)` is the prompt, `reward(question, reply)` scores.
 
-    Reply None is no answer: its reward is NaN and is not learnt from. `samples` is how many different replies
+    A reply that was cut earns 0: else long configurations would be judged by their short replies alone. None
+    is no reply: its reward is NaN and is not learnt from. `samples` is how many different replies
     a question and an action have, so that an LLM with a cache need not answer them again. None: always new.
     """
 
@@ -36,12 +37,13 @@ class LLMEnvironment:
 
     def __call__(self, questions: torch.Tensor, actions: torch.Tensor, seed: int) -> torch.Tensor:
         replies = self.ask(questions, actions, seed)
-        return torch.tensor(
-            [
-                math.nan if reply is None else self.reward(self.questions[index], reply)
-                for index, reply in zip(questions.tolist(), replies, strict=True)
-            ]
-        )
+        pairs = zip(questions.tolist(), replies, strict=True)
+        return torch.tensor([self._rewarded(self.questions[index], reply) for index, reply in pairs])
+
+    def _rewarded(self, question: Any, reply: str | None) -> float:
+        if reply is None:
+            return math.nan
+        return 0.0 if reply == CUT else self.reward(question, reply)
 
     def ask(self, questions: torch.Tensor, actions: torch.Tensor, seed: int) -> list[str | None]:
         """The replies alone, None where there is none."""

@@ -25,8 +25,14 @@ class Request(NamedTuple):
     seed: int = 0
 
 
+CUT = ""
+
+
 class LLM(Protocol):
-    """A frozen LLM: the reply to each request, in order; None where there is none to use."""
+    """A frozen LLM: the reply to each request, in order.
+
+    A reply that was cut at the limit of tokens is CUT: it failed. None: nobody replied, so nothing is known.
+    """
 
     def ask(self, requests: Sequence[Request]) -> list[str | None]: ...
 
@@ -42,10 +48,12 @@ class LocalLLM:
         self.engine, self.max_new_tokens = as_engine(policy), max_new_tokens
         self.cache = KeptLines(cache) if cache is not None else None
         stored = self.cache.read() if self.cache else []
-        self.replies: dict[Request, str | None] = {Request(*request): text for *request, text in stored}
+        self.replies: dict[Request, str | None] = {
+            Request(*request): text or CUT for *request, text in stored
+        }
 
     def ask(self, requests: Sequence[Request]) -> list[str | None]:
-        """The reply to each request; None for one that did not end within `max_new_tokens`."""
+        """The reply to each request; CUT for one that did not end within `max_new_tokens`."""
         requests = [request._replace(seed=0) if request.temperature == 0 else request for request in requests]
         missing = sorted({r for r in requests if r not in self.replies}, key=lambda r: (r[1], r[2], r[0]))
         for temperature in sorted({request.temperature for request in missing}):
@@ -57,7 +65,7 @@ class LocalLLM:
                 sampling=Sampling(temperature, seed=group[0].seed),
                 keys=[(request.prompt, request.seed) for request in group],
             )
-            texts = [None if response.truncated else response.text for response in responses]
+            texts = [CUT if response.truncated else response.text for response in responses]
             self.replies |= dict(zip(group, texts, strict=True))
             if self.cache is not None:
                 self.cache.append([*request, text] for request, text in zip(group, texts, strict=True))

@@ -43,7 +43,7 @@ def rollouts(
             answer=answer,
             correct=answer == question.answer,
             tokens=cost,
-            truncated=reply is None,
+            truncated=not reply,
         )
         found.append(kept)
         times[task] += 1

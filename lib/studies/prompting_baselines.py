@@ -24,7 +24,7 @@ def with_examples(prompt: str, examples: Sequence[tuple[str, str]]) -> str:
 
 @dataclass
 class Metered:
-    """A frozen LLM with a meter: `costs` lists `count(reply)` of each request, `no_reply` for None."""
+    """A frozen LLM with a meter: `costs` lists `count(reply)` of each, `no_reply` where there is none."""
 
     llm: LLM
     count: Callable[[str], int]
@@ -34,7 +34,7 @@ class Metered:
     def ask(self, requests: Sequence[Request]) -> list[str | None]:
         """The replies of the LLM behind it, cached ones counted as well."""
         replies = self.llm.ask(requests)
-        self.costs += [self.no_reply if reply is None else self.count(reply) for reply in replies]
+        self.costs += [self.count(reply) if reply else self.no_reply for reply in replies]
         return replies
 
     def per_question(self, questions: int) -> list[int]:
@@ -48,11 +48,11 @@ class Metered:
 def sample(
     llm: LLM, prompts: Sequence[str], *, count: int, temperature: float, seed: int = 0
 ) -> list[list[str]]:
-    """`count` replies to each prompt; those that did not come are left out."""
+    """`count` replies to each prompt; those that were cut or did not come are left out."""
     requests = [Request(p, temperature, seed + k) for p in prompts for k in range(count)]
     replies = llm.ask(requests)
     rows = [replies[first : first + count] for first in range(0, len(replies), count)]
-    return [[reply for reply in row if reply is not None] for row in rows]
+    return [[reply for reply in row if reply] for row in rows]
 
 
 def self_consistency(replies: Sequence[str], read: Callable[[str], str | None]) -> str | None:
@@ -88,7 +88,7 @@ def auto_cot_examples(
     distances = KMeans(count, random_state=seed, n_init=4).fit(embeddings.numpy()).transform(embeddings)
     examples = []
     for column in distances.T:
-        nearest = next((i for i in column.argsort() if replies[i] is not None), None)
+        nearest = next((i for i in column.argsort() if replies[i]), None)
         if nearest is not None:
             examples.append((prompts[nearest], replies[nearest]))
     return examples
@@ -152,14 +152,14 @@ def reflect(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str | None]:
-    """Self-reflection: show the model its replies and ask for revised ones; None as a reply stays None.
+    """Self-reflection: show the model its replies and ask for revised ones; what is no reply stays so.
 
     `ask` holds {prompt} and {reply}. The first reply stands where the second did not come.
     """
-    places = [place for place, reply in enumerate(replies) if reply is not None]
+    places = [place for place, reply in enumerate(replies) if reply]
     again = [ask.format(prompt=prompts[place], reply=replies[place]) for place in places]
     second = llm.ask([Request(text, temperature, seed) for text in again])
-    revised = {place: reply for place, reply in zip(places, second, strict=True) if reply is not None}
+    revised = {place: reply for place, reply in zip(places, second, strict=True) if reply}
     return [revised.get(place, reply) for place, reply in enumerate(replies)]
 
 
