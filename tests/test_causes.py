@@ -37,6 +37,14 @@ def test_the_placebo_hands_out_the_same_scales_at_random():
     assert wrong[0, :4].tolist() == [0] * 4 and (wrong[0, 4:] >= 1).all()
 
 
+def test_shuffled_rewards_are_as_many_and_favour_no_place():
+    mixed, config = a_group([0] + [1] * 7), causes.ShuffledRewards.cpu(seed=3)
+    steps = [config.shape_group(mixed, Progress(step, 1e9))[0].tolist() for step in range(400)]
+    assert all(sorted(rewards) == [0] + [1] * 7 for rewards in steps)
+    missed = [rewards.index(0) for rewards in steps]
+    assert all(30 < missed.count(place) < 75 for place in range(8))
+
+
 @pytest.mark.parametrize("name", [*causes.VARIANTS, *causes.TUNING])
 def test_every_variant_is_a_configuration(name):
     variant = (causes.VARIANTS | causes.TUNING)[name]

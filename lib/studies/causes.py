@@ -49,9 +49,24 @@ class ShuffledScale(AdaGRPO):
 
     def shape_group(self, group: Group, progress: Progress) -> torch.Tensor:
         scales = scale_rewards(torch.ones_like(group.ok), group.mode, *progress, decay=self.decay)
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + int(progress.step))
-        order = torch.rand(scales.shape, generator=generator).argsort(1).to(scales.device)
-        return group.ok * scales.gather(1, order)
+        return group.ok * shuffled(scales, self.seed, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledRewards(GRPO):
+    """A placebo: the rewards of a group are handed out at random, so that no format earns more."""
+
+    name: ClassVar[str] = "grpo_shuffled_rewards"
+
+    def shape_group(self, group: Group, progress: Progress) -> torch.Tensor:
+        return shuffled(group.ok, self.seed, progress)
+
+
+def shuffled(values: torch.Tensor, seed: int, progress: Progress) -> torch.Tensor:
+    """The values of each group (B, G) in a random order, another one at every batch."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + int(progress.step))
+    order = torch.rand(values.shape, generator=generator).argsort(1).to(values.device)
+    return values.gather(1, order)
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,7 @@ VARIANTS: dict[str, Variant] = {
     "grpo": Variant(GRPO),
     "ada_grpo": Variant(AdaGRPO),
     "grpo_easy_only": Variant(GRPO, depths=TIERS["easy"]),
+    "grpo_easy_only_shuffled": Variant(ShuffledRewards, depths=TIERS["easy"]),
     "grpo_hard_only": Variant(GRPO, depths=TIERS["hard"]),
     "hard_only": Variant(AdaGRPO, depths=TIERS["hard"]),
     "grpo_beta_0.04": Variant(GRPO, {"beta": 0.04}),  # DeepSeekMath's

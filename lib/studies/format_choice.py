@@ -36,6 +36,9 @@ CHANGES: dict[str, Change] = {
     "grpo": Change("GRPO", "hard questions push, nothing holds: collapse", COLLAPSED),
     "grpo_hard_only": Change("GRPO, hard questions alone", "no easy group is needed: collapse", COLLAPSED),
     "grpo_easy_only": Change("GRPO, easy questions alone", "nothing pushes: no collapse", (0.05, 0.6)),
+    "grpo_easy_only_shuffled": Change(
+        "the same, rewards shuffled", "no format earns more: no drift", (0.05, 0.6)
+    ),
     "grpo_beta_0.04": Change("GRPO with KL, beta 0.04", "a pull to the start, too weak: collapse", COLLAPSED),
     "grpo_beta_0.4": Change("GRPO with KL, beta 0.4", "ten times the pull: held back", (0.1, 0.9)),
     "ada_grpo": Change("Ada-GRPO", "easy groups speak: all right formats share", SHARED),
