@@ -30,7 +30,7 @@ from lib.methods.training import load_trained
 from lib.policies.load import load_policy
 from lib.policies.save import save_policy
 from lib.runs import Run
-from lib.studies import trainings
+from lib.studies import thinking_runs
 from lib.studies.random_models import byte_level_tokenizer
 from lib.studies.reference_samples import sample_reference
 from lib.studies.thinking_baselines import mixed_rows, shortest_pairs, train_dpo
@@ -786,7 +786,7 @@ def test_the_multi_gpu_profile_has_the_settings_of_the_paper():
 
 
 def test_the_notebook_trains_what_the_reference_runs_trained():
-    assert config_of("cpu") == AdaptThink.cpu() == trainings.thinking_config("adaptthink", 0)
+    assert config_of("cpu") == AdaptThink.cpu() == thinking_runs.thinking_config("adaptthink", 0)
 
 
 # ---- what is shipped ---------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -56,7 +57,7 @@ def ask_freely(policy: Policy, *, seed: int, run: Run | None = None) -> tuple[di
     every = pd.concat([tables["balanced"], tables["deeper"]])
     numbers = summary(tables["balanced"]) | {"depths": by_depth(every)}
     numbers["additions"] = means(tables["additions"]) | {"depths": by_depth(tables["additions"])}
-    return numbers, pd.concat([_small(table, set=name) for name, table in tables.items()])
+    return numbers, pd.concat([small(table, set=name) for name, table in tables.items()])
 
 
 def ask_forced(policy: Policy, *, run: Run | None = None) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -73,8 +74,8 @@ def forced_report(rollouts: Sequence[Rollout], tasks: Sequence[Task]) -> tuple[d
     table = rollout_table(rollouts, tasks)
     rates = table.groupby(["mode", "depth"])["correct"].mean()
     accuracy = {mode: rates[mode].sort_index().tolist() for mode in FORMATS}
-    small = pd.concat([_small(rows, mode=mode) for mode, rows in table.groupby("mode", sort=False)])
-    return {"accuracy_by_depth": accuracy}, small
+    answers = pd.concat([small(rows, mode=mode) for mode, rows in table.groupby("mode", sort=False)])
+    return {"accuracy_by_depth": accuracy}, answers
 
 
 def means(table: pd.DataFrame) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def by_depth(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return {str(depth): means(rows) for depth, rows in table.groupby("depth")}
 
 
-def _small(table: pd.DataFrame, **first: str) -> pd.DataFrame:
+def small(table: pd.DataFrame, **first: str) -> pd.DataFrame:
     """What is kept of each answer; its question is its place in the set."""
     kept = table[["used", "correct", "tokens"]].astype({"correct": bool, "tokens": "int16"})
     kept.insert(0, "question", pd.Series(range(len(kept)), index=kept.index, dtype="int16"))
@@ -110,16 +111,17 @@ def read_answers(*methods: str) -> pd.DataFrame:
 
     `used` is the format, or "invalid". `question` counts within its set, the same for every run.
     """
-    return _read(methods, "answers", _questions(question_sets()), ["set", "question"])
+    return read_kept(PLACE, methods, "answers", numbered(question_sets()), ["set", "question"])
 
 
 def read_forced(*methods: str) -> pd.DataFrame:
     """The same of forced answers, where `mode` is the format, in place of the set."""
-    questions = _questions({"forced": forced_questions()}).drop(columns="set")
-    return _read(methods, "forced", questions, ["question"])
+    questions = numbered({"forced": forced_questions()}).drop(columns="set")
+    return read_kept(PLACE, methods, "forced", questions, ["question"])
 
 
-def _questions(sets: dict[str, list[Task]]) -> pd.DataFrame:
+def numbered(sets: dict[str, list[Task]]) -> pd.DataFrame:
+    """Sets of questions as rows: set, question (its place), id, tier, depth."""
     rows = [
         (name, place, task.id, task.tier, task.depth)
         for name, tasks in sets.items()
@@ -128,12 +130,15 @@ def _questions(sets: dict[str, list[Task]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["set", "question", "id", "tier", "depth"])
 
 
-def _read(methods: Sequence[str], name: str, questions: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+def read_kept(
+    place: Path, methods: Sequence[str], name: str, questions: pd.DataFrame, keys: list[str]
+) -> pd.DataFrame:
+    """The rows of <place>/<method>/seed_*/<name>.parquet, each with its question, found by `keys`."""
     found = []
     for method in methods:
-        paths = sorted((PLACE / method).glob(f"seed_*/{name}.parquet"))
+        paths = sorted((place / method).glob(f"seed_*/{name}.parquet"))
         if not paths:
-            raise FileNotFoundError(f"no {name}.parquet of {method!r} in {PLACE}")
+            raise FileNotFoundError(f"no {name}.parquet of {method!r} in {place}")
         for path in paths:
             seed = int(path.parent.name.removeprefix("seed_"))
             found.append(pd.read_parquet(path).assign(method=method, seed=seed))

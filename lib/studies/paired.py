@@ -27,7 +27,7 @@ def saving(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 def bootstrap_mean(answers: pd.DataFrame, column: str, *, draws: int = 4000, seed: int = 0) -> Interval:
     """The mean of a column with its 95 % interval; `answers` has a row per answer, with `seed` and `id`."""
-    return _interval(_means([answers], column, draws, seed)[0])
+    return interval(drawn_means([answers], column, draws, seed)[0])
 
 
 def bootstrap_paired(
@@ -43,12 +43,15 @@ def bootstrap_paired(
 
     Where the seeds of the two are not the same, seeds are drawn for each apart.
     """
-    left, right = _means([ours, theirs], column, draws, seed)
-    return _interval(compare(left, right))
+    left, right = drawn_means([ours, theirs], column, draws, seed)
+    return interval(compare(left, right))
 
 
-def _means(tables: Sequence[pd.DataFrame], column: str, draws: int, seed: int) -> list[np.ndarray]:
-    """The mean of each table, as it is and then in each draw of questions and seeds: (1 + draws,) each."""
+def drawn_means(tables: Sequence[pd.DataFrame], column: str, draws: int, seed: int) -> list[np.ndarray]:
+    """The mean of each table, as it is and then in each draw of questions and seeds: (1 + draws,) each.
+
+    The same `seed` draws the same for another column.
+    """
     rng = np.random.default_rng(seed)
     ids = tables[0]["id"].unique()
     if any(set(table["id"]) != set(ids) for table in tables[1:]):
@@ -73,6 +76,7 @@ def _weights(rng: np.random.Generator, count: int, draws: int) -> np.ndarray:
     return np.concatenate([np.ones((1, count)), drawn])
 
 
-def _interval(values: np.ndarray) -> Interval:
+def interval(values: np.ndarray) -> Interval:
+    """The first value, and where 95 % of the others lie."""
     low, high = np.quantile(values[1:], [0.025, 0.975])
     return float(values[0]), float(low), float(high)

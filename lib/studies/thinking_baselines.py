@@ -34,16 +34,20 @@ def sample_modes(
     return free + ask(policy, asked, prefix=CLOSE, mode=NOTHINKING, **options)
 
 
-def mixed_rows(rollouts: Sequence[Rollout], tasks: Sequence[Task], *, seed: int = 0) -> list[dict[str, str]]:
+def mixed_rows(
+    rollouts: Sequence[Rollout], tasks: Sequence[Task], *, margin: float = 0.0, seed: int = 0
+) -> list[dict[str, str]]:
     """RFT-MixThinking: the right responses of one mode to each question, as SFT rows; none that was cut off.
 
-    NoThinking where it is right as often as Thinking or more often, else Thinking.
+    NoThinking where it is right as often as Thinking or more often, else Thinking; with a `margin` also where
+    it is less often right by no more than that.
     """
     rows, prompts = [], {task.id: task.prompt for task in tasks}
     for task_id, group in rollout_table(rollouts, tasks).groupby("task_id", sort=False):
         is_skipped = group["format"] == NOTHINKING
         skipped, thought = group[is_skipped], group[~is_skipped]
-        skips = len(skipped) > 0 and (thought.empty or skipped["correct"].mean() >= thought["correct"].mean())
+        gain = skipped["correct"].mean() + margin - thought["correct"].mean()
+        skips = len(skipped) > 0 and (thought.empty or gain >= 0)
         kept = skipped if skips else thought
         for text in kept.loc[kept["correct"] & ~kept["truncated"], "text"]:
             rows.append({"prompt": prompts[task_id], "completion": text})

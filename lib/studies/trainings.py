@@ -12,25 +12,20 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from lib.dial import thinker
 from lib.dial.tasks import dial_tasks, gold_rows
 from lib.dial.world import MAX_DEPTH, sample_questions
-from lib.engines.ask import ask
 from lib.engines.local import decision_states
-from lib.measure.evaluation import ask_in_every_format, format_report, probe_accuracy, summary
+from lib.measure.evaluation import ask_in_every_format, format_report, probe_accuracy
 from lib.measure.modes import answer
-from lib.methods import METHODS, MethodConfig
-from lib.methods.fit import fit
 from lib.methods.sft import SFTConfig, train_sft
 from lib.policies.adapters import merge_adapter
-from lib.policies.load import CHECKPOINTS, load_policy
+from lib.policies.load import CHECKPOINTS
 from lib.policies.save import save_policy
 from lib.runs import Run, provenance, read_json, start_run, write_atomically, write_json
 from lib.studies import faults
@@ -38,11 +33,9 @@ from lib.studies.arm_modes import inference_modes
 from lib.studies.backbones import backbone
 from lib.studies.causes import ada_grpo
 from lib.studies.records import RUNS, SFT_SHARE, Outcome
-from lib.studies.reference_samples import sample_reference
 from lib.studies.strictness import strict_or_not
-from lib.studies.thinking_baselines import mixed_rows, sample_modes, shortest_pairs, train_dpo
-from lib.tasks import rollout_table, task_rows
-from lib.thinking import CLOSE, NOTHINKING, read_thinking, thinking_tasks, with_reference
+from lib.studies.thinking_runs import adaptthink
+from lib.tasks import rollout_table
 
 DETAILS = (
     "completions/",
@@ -80,94 +73,6 @@ def sft(method: str, seed: int, run: Run) -> Outcome:
     return Outcome(report, facts, model, tokenizer)
 
 
-THINKING_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "adaptthink": ("adaptthink", {}),
-    "free_start": ("adaptthink", {"force_start": False}),
-    "delta_0": ("adaptthink", {"delta": 0.0}),
-    "delta_0.02": ("adaptthink", {"delta": 0.02}),
-    "delta_0.1": ("adaptthink", {"delta": 0.1}),
-    "delta_0.3": ("adaptthink", {"delta": 0.3}),
-    "free_start_delta_0.3": ("adaptthink", {"delta": 0.3, "force_start": False}),
-    "eq9": ("adaptthink", {"variant": "sequence", "batches": 20}),
-    "grpo": ("grpo_nothinking", {"batches": 20}),
-    "grpo_length": ("grpo_length", {"batches": 20}),
-    "beyond_reach": ("adaptthink", {}),  # a fifth of the questions is deeper than dial-thinker can reach
-}
-BEYOND = range(MAX_DEPTH + 1, MAX_DEPTH + 5)
-
-
-def thinking_config(method: str, seed: int) -> MethodConfig:
-    """The configuration of one of notebook 05's runs."""
-    name, changes = THINKING_METHODS[method]
-    return METHODS[name].cpu(seed=seed, **changes)
-
-
-def thinking_training_rows(
-    seed: int, *, beyond: bool = False
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Questions to train on with the reference's accuracy, the same for every seed, and others to watch."""
-    policy = load_policy("dial-thinker")
-    drawn = {"reference_samples": dial_tasks(768, split="train", seed=50, distinct=True)}
-    if beyond:
-        deeper = dial_tasks(192, split="train", seed=50, depths=BEYOND, distinct=True)
-        drawn["reference_samples_beyond"] = deeper
-    rows = []
-    for name, tasks in drawn.items():
-        tasks = thinking_tasks(tasks, policy[1])
-        reference = sample_reference(policy, tasks, RUNS / "05_adaptthink" / f"{name}.jsonl", say=print)
-        rows += with_reference(task_rows(tasks), reference)
-    watched = dial_tasks(240, split="validation", seed=seed + 51)
-    return rows, task_rows(thinking_tasks(watched, policy[1]))
-
-
-def thinking_baseline(method: str, seed: int, run: Run) -> tuple[Any, Any, dict[str, Any]]:
-    """Mixed SFT ("rft") or DPO on the shortest right responses, from samples of dial-thinker."""
-    policy = load_policy("dial-thinker")
-    tasks = thinking_tasks(dial_tasks(768, split="train", seed=50, distinct=True), policy[1])
-    rollouts = sample_modes(policy, tasks, samples=4, seed=seed)
-    run.keep_rollouts("sampled", rollouts)
-    if method == "rft":
-        chosen = mixed_rows(rollouts, tasks, seed=seed)
-        config = replace(thinker.thinker_config(seed), base="dial-thinker", max_steps=80, learning_rate=3e-4)
-        return train_sft(config, chosen[64:], chosen[:64], run, say=print)
-    pairs = shortest_pairs(rollouts, tasks, seed=seed)
-    model, tokenizer = train_dpo("dial-thinker", pairs, run, steps=40, seed=seed, say=print)
-    return model, tokenizer, {"pairs": len(pairs), "questions": len(tasks), "steps": 40}
-
-
-def adaptthink_or_baseline(method: str, seed: int, run: Run) -> Outcome:
-    """Notebook 05: "thinker" makes dial-thinker, "nothinking" forces it to skip; the others train it."""
-    facts: dict[str, Any] = {}
-    if method in ("thinking", "nothinking"):
-        model, tokenizer = load_policy("dial-thinker")
-    elif method == "thinker":
-        watched = thinker.thinker_rows(sample_questions(80, seed=seed, split="validation"))
-        rows = thinker.thinker_rows(sample_questions(9600, seed=seed), seed=seed)
-        config = thinker.thinker_config(seed)
-        model, tokenizer, facts = train_sft(config, rows, watched, run, say=print)
-    elif method in ("rft", "dpo_shortest"):
-        model, tokenizer, facts = thinking_baseline(method, seed, run)
-    else:
-        rows, watched = thinking_training_rows(seed, beyond=method == "beyond_reach")
-        model, tokenizer, facts = fit(
-            thinking_config(method, seed), rows, run, validation_rows=watched, say=print
-        )
-    options: dict[str, Any] = {"read": read_thinking, "temperature": 1.0, "seed": seed}
-    options |= {"prefix": CLOSE, "mode": NOTHINKING} if method == "nothinking" else {}
-    sets = {
-        "balanced": dial_tasks(1500, seed=seed + 52),
-        "deep": dial_tasks(1200, seed=seed + 53, depths=range(1, MAX_DEPTH + 1), distinct=True),
-        "deeper": dial_tasks(400, seed=seed + 54, depths=BEYOND, distinct=True),
-    }
-    numbers: dict[str, dict[str, Any]] = {}
-    for name, tasks in sets.items():
-        rollouts = ask((model, tokenizer), thinking_tasks(tasks, tokenizer), **options)
-        run.keep_rollouts(name, rollouts)
-        numbers[name] = summary(rollout_table(rollouts, tasks))
-    depths = {depth: at for found in numbers.values() for depth, at in found["depths"].items()}
-    return Outcome(numbers["balanced"] | {"depths": depths}, facts, model, tokenizer)
-
-
 def formats_by_rl(method: str, seed: int, run: Run) -> Outcome:
     """Notebook 03: dial-sft by RL in all variants, and the same story from a base of another width."""
     return (backbone if method.startswith("backbone_") else ada_grpo)(method, seed, run)
@@ -178,7 +83,7 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[str, int, Run], Outcome]]] = {
     "02": ("02_qlora_sft", sft),
     "03": ("03_ada_grpo", formats_by_rl),
     "04": ("04_inference_modes", inference_modes),
-    "05": ("05_adaptthink", adaptthink_or_baseline),
+    "05": ("05_adaptthink", adaptthink),
 }
 
 

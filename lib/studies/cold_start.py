@@ -1,0 +1,118 @@
+"""Notebook 05's cold start: which losses of AdaptThink leave a start where skipping is never drawn.
+
+The toy is a policy that only chooses its first word: `</think>`, the usual start of a thought, or any other
+word, which begins a thought as well and is never forced. Its expectation is exact, and its update plain
+gradient descent, without Adam. `on_model` reads the runs on dial-thinker, which have Adam.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lib.methods.adaptthink import VARIANTS, Variant
+from lib.runs import read_json
+from lib.studies.thinking_answers import PLACE
+
+
+@dataclass(frozen=True)
+class Toy:
+    """One question: what a forced response of each mode is worth, and how long it is.
+
+    Outcomes are (advantage, chance) of responses that skip, and of those that think.
+    """
+
+    skips: tuple[tuple[float, float], ...] = ((0.15, 0.9), (-0.85, 0.1))
+    thinks: tuple[tuple[float, float], ...] = ((0.10, 0.9), (-0.90, 0.1))
+    tokens: tuple[int, int] = (400, 4000)
+    start: float = 1e-6  # P(skip) before training; the other two words share the rest
+    epsilon: float = 0.2
+
+
+EASY = Toy()  # both modes and the reference are right nine times of ten; the bonus is 0.05
+STEPS = (0.05, 0.5, 5.0, 50.0, 500.0, 5000.0)  # effective ones
+
+
+def weight(
+    variant: Variant, p: np.ndarray, outcomes: Sequence[tuple[float, float]], tokens: int, epsilon: float
+) -> np.ndarray:
+    """What the loss multiplies the gradient of log P(first word) with, over all outcomes of one mode.
+
+    `p` is the probability of that word. In parts of 1 / tokens, but for "sequence": see `effective`.
+    """
+    exponent = {"geometric_mean": 1 / tokens, "unadjusted": 0.0}.get(variant, 1.0)
+    ratio = (2 * p) ** exponent
+    found = np.zeros_like(p)
+    for advantage, chance in outcomes:
+        clipped = ratio > 1 + epsilon if advantage > 0 else ratio < 1 - epsilon
+        found += np.where(clipped, 0.0, chance * advantage * ratio)
+    return found
+
+
+def effective(variant: Variant, rate: float, tokens: int) -> float:
+    """A rate as an effective step: what it multiplies grad log P with where advantage and ratio are 1."""
+    return rate if variant == "sequence" else rate / tokens
+
+
+def skipping(variant: Variant, step: float, toy: Toy = EASY, *, updates: int = 1000) -> np.ndarray:
+    """P(skip) before and after each update, (updates + 1,), at an effective `step` of skipping responses."""
+    return _curves(variant, np.array([step]), toy, updates)[:, 0]
+
+
+def updates_until(
+    variant: Variant, steps: Sequence[float], toy: Toy = EASY, *, target: float = 0.1, horizon: int = 10_000
+) -> list[float]:
+    """The first update after which P(skip) is at least `target`, for each effective step; inf beyond."""
+    reached = _curves(variant, np.array(steps), toy, horizon, stop=target) >= target
+    return [float(column.argmax()) if column.any() else math.inf for column in reached.T]
+
+
+def _curves(variant: Variant, steps: np.ndarray, toy: Toy, updates: int, stop: float = 2.0) -> np.ndarray:
+    """P(skip), (updates + 1, steps): until all have reached `stop`."""
+    first = np.log([toy.start, 0.5, 0.5 - toy.start])
+    logits = np.tile(first, (len(steps), 1))
+    longer = 1.0 if variant == "sequence" else toy.tokens[0] / toy.tokens[1]
+    curve = []
+    for _ in range(updates + 1):
+        words = np.exp(logits - logits.max(1, keepdims=True))
+        words /= words.sum(1, keepdims=True)
+        curve.append(words[:, 0])
+        if (words[:, 0] >= stop).all():
+            break
+        push = np.zeros_like(words)
+        push[:, 0] = weight(variant, words[:, 0], toy.skips, toy.tokens[0], toy.epsilon) / 2
+        push[:, 1] = weight(variant, words[:, 1], toy.thinks, toy.tokens[1], toy.epsilon) / 2 * longer
+        logits = logits + steps[:, None] * (push - push.sum(1, keepdims=True) * words)
+    return np.stack(curve)
+
+
+def sweep(
+    steps: Sequence[float] = STEPS, toy: Toy = EASY, *, target: float = 0.1, horizon: int = 10_000
+) -> pd.DataFrame:
+    """Updates until P(skip) passes `target`, losses x effective steps; inf: not within the horizon."""
+    rows = {
+        variant: updates_until(variant, steps, toy, target=target, horizon=horizon) for variant in VARIANTS
+    }
+    return pd.DataFrame(rows, index=pd.Index(steps, name="effective step")).T.rename_axis("loss")
+
+
+def on_model() -> pd.DataFrame:
+    """The shipped runs on dial-thinker: a row for each loss, rate and seed, with the curve of log P(skip).
+
+    Columns loss, rate, seed, updates, log_p_start, log_p_end, `left` (the first watched update where a free
+    response in ten skips, or inf), skips and accuracy at the end.
+    """
+    rows = []
+    for path in sorted(PLACE.glob("start/*/seed_*/summary.json")):
+        loss, _, rate = path.parent.parent.name.rpartition("_")
+        found = read_json(path)
+        left = [update for update, share in zip(found["update"], found["skips"], strict=True) if share >= 0.1]
+        ends = {f"{name}_end": found[name][-1] for name in ("log_p", "skips", "accuracy")}
+        known = {"loss": loss, "rate": float(rate), "seed": int(path.parent.name.removeprefix("seed_"))}
+        known |= {"updates": found["update"][-1], "log_p_start": found["log_p"][0], **ends}
+        rows.append(known | {"left": min(left, default=math.inf), "lowest accuracy": min(found["accuracy"])})
+    return pd.DataFrame(rows).sort_values(["loss", "rate", "seed"]).reset_index(drop=True)
