@@ -74,7 +74,7 @@ RECIPES: dict[str, Recipe] = {
     "grpo_length": Recipe(LengthReward, {"batches": 20}),
     "beyond_reach": Recipe(beyond=True),
 }
-RATES = (1e-4, 4e-4, 16e-4)
+RATES = (1e-4, 4e-4, 2e-3)
 STARTS = {
     f"start/{variant}_{rate:.0e}": Recipe(changes={"variant": variant, "learning_rate": rate})
     for variant in VARIANTS
