@@ -5,7 +5,6 @@ The prompt ends in an open `<think>`. A response whose first token is `</think>`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,15 +108,6 @@ def is_solution_right(response: str, answer: str, kind: str) -> bool:
 def read_thinking(response: str) -> tuple[str, str | None]:
     """Whether a response thinks, and its answer: how `lib.engines.ask.ask` reads a thinking model."""
     return NOTHINKING if response.startswith(CLOSE) else THINKING, solution_answer(response)
-
-
-# Words that say that one is thinking on. The paper names the first two; its list is not published.
-IMPLICIT = re.compile(r"\b(wait|alternatively|hmm|let me|let's check|double-check|on second thought)\b", re.I)
-
-
-def thinks_implicitly(response: str) -> bool:
-    """Whether a solution goes on thinking after `</think>` (section 4.4 of the paper)."""
-    return bool(IMPLICIT.search(response.partition(CLOSE)[2]))
 
 
 def thinking_tasks(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> list[Task]:

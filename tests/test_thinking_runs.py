@@ -141,3 +141,37 @@ def test_a_router_gives_the_answers_of_the_modes_it_chooses():
     found = thinking_bounds.routed(table, table["depth"] <= 6)
     assert found["tokens"].tolist() == [10, 100] and found["correct"].tolist() == [1, 1]
     assert thinking_bounds.in_hindsight(table).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("response", "found"),
+    [
+        ("</think>\nJot 3. Wait, 4.\nIt shows 4.", True),
+        ("</think>\nJot 3.\nIt shows 3.", False),
+        ("Okay, wait. Let me think.</think>\nIt shows 3.", False),
+    ],
+)
+def test_who_thinks_on_after_the_thought_is_closed(response, found):
+    assert thinking_answers.thinks_implicitly(response) is found
+
+
+def test_oracles_and_the_gap(monkeypatch):
+    """Random skipping closes nothing of the gap, a threshold at the reach all of it."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (method, seed, question, f"q{question}", "easy", 1 + question % 12, right, tokens)
+        for seed in range(3)
+        for question in range(240)
+        for method, right, tokens in (
+            ("thinking", rng.random() < 0.95, 50 + question % 12),
+            ("nothinking", rng.random() < (0.97 if question % 12 < 6 else 0.1), 10),
+        )
+    ]
+    names = ["method", "seed", "question", "id", "tier", "depth", "correct", "tokens"]
+    table = thinking_bounds.paired_modes(pd.DataFrame(rows, columns=names))
+    monkeypatch.setattr(thinking_bounds, "both_modes", lambda which="balanced": table)
+    assert (thinking_bounds.by_depth(table) == (table["depth"] <= 6)).all()
+    closed = thinking_bounds.gap_closed(thinking_bounds.routed(table, table["depth"] <= 6), draws=50)
+    assert closed[0] == pytest.approx(1)
+    blind = thinking_bounds.routed(table, rng.random(len(table)) < 0.5)
+    assert abs(thinking_bounds.gap_closed(blind, draws=50)[0]) < 0.2

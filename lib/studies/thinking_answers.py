@@ -6,6 +6,7 @@ trained, validation questions are asked too: there routers are fitted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -19,11 +20,13 @@ from lib.runs import Run
 from lib.studies.depths import DRAW, numbered, question_sets, read_kept, small
 from lib.studies.records import RUNS
 from lib.tasks import Rollout, Task, rollout_table
-from lib.thinking import CLOSE, NOTHINKING, THINKING, read_thinking, thinking_tasks, thinks_implicitly
+from lib.thinking import CLOSE, NOTHINKING, THINKING, read_thinking, thinking_tasks
 
 PLACE = RUNS / "05_adaptthink"
 START = "Okay"  # how dial-thinker begins a thought
 OTHER = "other"  # a response that begins with neither word
+# Words that say that one is thinking on. The paper names the first two; its list is not published.
+IMPLICIT = re.compile(r"\b(wait|alternatively|hmm|let me|let's check|double-check|on second thought)\b", re.I)
 
 
 @cache
@@ -56,11 +59,16 @@ def ask_sets(
     return tables
 
 
-def used(rollout: Rollout) -> str:
+def used(rollout: Rollout, start: str = START) -> str:
     """How a response begins: it skips the thought, begins it as usual, or with another word."""
     if rollout.format == NOTHINKING:
         return NOTHINKING
-    return THINKING if rollout.text.startswith(START) else OTHER
+    return THINKING if rollout.text.startswith(start) else OTHER
+
+
+def thinks_implicitly(response: str) -> bool:
+    """Whether a solution goes on thinking after `</think>` (section 4.4 of the paper)."""
+    return bool(IMPLICIT.search(response.partition(CLOSE)[2]))
 
 
 def kept(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -31,10 +31,19 @@ CUTS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # of the probe
 
 @cache
 def both_modes(which: str = "balanced") -> pd.DataFrame:
-    """A row per seed and question of a set: id, tier, depth, and right_ and tokens_ of each mode."""
+    """`paired_modes` of the shipped answers to a set of questions."""
     answers = read_answers("thinking", "nothinking")
-    answers = answers[answers["set"] == which].rename(columns={"correct": "right"})
-    wide = answers.pivot(index=[*KEYS, "id", "tier", "depth"], columns="method", values=["right", "tokens"])
+    return paired_modes(answers[answers["set"] == which])
+
+
+def paired_modes(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row per seed and question: id, tier, depth, and right_ and tokens_ of each mode.
+
+    `answers` are those of the methods "thinking" and "nothinking", in columns as of shipped answers.
+    """
+    index = [*KEYS, "id", "tier", "depth"]
+    answers = answers.rename(columns={"correct": "right"})
+    wide = answers.pivot(index=index, columns="method", values=["right", "tokens"])
     wide.columns = [f"{value}_{mode}" for value, mode in wide.columns]
     return wide.astype(float).reset_index()
 
