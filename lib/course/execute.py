@@ -1,4 +1,4 @@
-"""Execute one notebook with papermill in a process of its own, and say where it failed."""
+"""Execute one notebook in a process of its own (`stoppable`), and say where it failed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ _running: dict[str, str] = {}  # folder of a run: how far it is
 
 def papermill(path: Path, output: Path, expected: float, stop: threading.Event) -> tuple[int, float, float]:
     """Run papermill with the parameters beside `output` until `stop`: exit code, seconds, peak MB."""
-    words = [str(path), str(output), "-f", str(output.parent / "parameters.yaml"), "-k", "python3"]
-    words += ["--cwd", str(path.parent), "--no-progress-bar", "--log-level", "ERROR"]
-    begun = time.monotonic()
+    words = [sys.executable, "-m", "lib.course.stoppable", str(path), str(output)]
+    words += [str(output.parent / "parameters.yaml")]
+    begun, told = time.monotonic(), False
     with (output.parent / "papermill.log").open("w") as log:
-        child = subprocess.Popen([sys.executable, "-m", "papermill", *words], stdout=log, stderr=log)
+        # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
+        child = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
         while True:
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
                 break
-            if stop.is_set():
+            if stop.is_set() and not told:
+                told = True
                 child.terminate()
             _live(output.parent.name, time.monotonic() - begun, expected)
             time.sleep(0.5)

@@ -1,0 +1,79 @@
+"""`python -m lib.course.stoppable NOTEBOOK OUTPUT PARAMETERS`: papermill that can be stopped without loss.
+
+A signal, or the end of the process that started it, interrupts the running cell as a reader's stop button
+does: a training finishes its step and saves. No further cell begins. A second signal does not wait.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import papermill
+import psutil
+import yaml
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.execute import PapermillExecutionError
+
+_stopped = threading.Event()
+
+
+class StoppedError(RuntimeError):
+    """The run was stopped between two cells, where a kernel does not hear of it."""
+
+
+class Stoppable(NBClientEngine):
+    """papermill's engine, which begins no cell once the run is stopped."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
+        begin = nb_man.cell_start
+
+        def cell_start(cell: Any, index: int) -> None:
+            if _stopped.is_set():
+                raise StoppedError(f"stopped before cell {index + 1}")
+            begin(cell, index)
+
+        nb_man.cell_start = cell_start
+        super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+
+def main(notebook: str, output: str, parameters: str) -> int:
+    """Execute the notebook in a thread, for this one hears signals; 0 when all cells ran."""
+    papermill_engines.register("stoppable", Stoppable)
+    codes: list[int] = []
+
+    def work() -> None:
+        given = yaml.safe_load(Path(parameters).read_text(encoding="utf-8"))
+        options = {"kernel_name": "python3", "cwd": str(Path(notebook).parent), "progress_bar": False}
+        try:
+            papermill.execute_notebook(notebook, output, given, engine_name="stoppable", **options)
+            codes.append(0)
+        except (PapermillExecutionError, StoppedError) as error:
+            print(error, file=sys.stderr)
+
+    parent, worker = os.getppid(), threading.Thread(target=work, daemon=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    worker.start()
+    while worker.is_alive():
+        worker.join(0.5)
+        if os.getppid() != parent and not _stopped.is_set():
+            _stop()
+    return 0 if codes else 1
+
+
+def _stop(*_: Any) -> None:
+    """Interrupt the kernel; the second time, end it."""
+    how = signal.SIGKILL if _stopped.is_set() else signal.SIGINT
+    _stopped.set()
+    for kernel in psutil.Process().children():
+        kernel.send_signal(how)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
