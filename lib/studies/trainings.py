@@ -33,6 +33,7 @@ from lib.studies.arm_modes import inference_modes
 from lib.studies.backbones import backbone
 from lib.studies.causes import ada_grpo
 from lib.studies.records import RUNS, SFT_SHARE, Outcome
+from lib.studies.slips import slips
 from lib.studies.strictness import strict_or_not
 from lib.studies.thinking_runs import adaptthink
 from lib.tasks import rollout_table
@@ -74,7 +75,9 @@ def sft(method: str, seed: int, run: Run) -> Outcome:
 
 
 def formats_by_rl(method: str, seed: int, run: Run) -> Outcome:
-    """Notebook 03: dial-sft by RL in all variants, and the same story from a base of another width."""
+    """Notebook 03: dial-sft by RL in all variants, its slips, and the same story from another width."""
+    if method == "slips":
+        return slips(seed, run)
     return (backbone if method.startswith("backbone_") else ada_grpo)(method, seed, run)
 
 
