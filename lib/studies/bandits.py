@@ -12,9 +12,10 @@ answers.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ NEUTRAL = ("think", 3)  # the configuration in which a question is embedded
 SHOTS = (25, 50, 100, 400)  # beside the 200 of "learned"
 SPACE = frozen_llm.action_space()
 DEFAULTS = BanditConfig(updates=600, batch_size=128, learning_rate=2e-3, decay=0.998)
+
+
+Embed = Callable[[Sequence[Question]], torch.Tensor]  # questions -> (N, D)
 
 
 @dataclass(frozen=True)
@@ -66,18 +70,24 @@ def embed(questions: Sequence[Question]) -> torch.Tensor:
     return decision_states(*dial_llm(), [frozen_llm.prompt(question, *NEUTRAL) for question in questions])
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def question_sets(seed: int, *, shots: int = TRAIN, tests: int = TEST) -> tuple[QuestionSet, QuestionSet]:
     """Training and test questions; embeddings are standardised by the training questions."""
-    splits = [
+    return standardised(
         frozen_llm.sample_mixture_questions(shots, seed=NEW_DRAWS + seed, split="validation"),
         frozen_llm.sample_mixture_questions(tests, seed=NEW_DRAWS + seed, split="test"),
-    ]
-    embeddings = [embed(questions) for questions in splits]
+    )
+
+
+def standardised(
+    train: list[Question], test: list[Question], *, embedder: Embed = embed, table: Path = frozen_llm.TABLE
+) -> tuple[QuestionSet, QuestionSet]:
+    """Question sets with this table's rewards, their embeddings standardised by the training questions."""
+    embeddings = [embedder(questions) for questions in (train, test)]
     mean, deviation = embeddings[0].mean(0), embeddings[0].std(0).clamp_min(1e-6)
     made = []
-    for questions, vectors in zip(splits, embeddings, strict=True):
-        surface, tokens = frozen_llm.dial_surface(questions)
+    for questions, vectors in zip((train, test), embeddings, strict=True):
+        surface, tokens = frozen_llm.dial_surface(questions, table)
         scaled = (vectors - mean) / deviation * (NORM / vectors.shape[1] ** 0.5)
         made.append(QuestionSet(questions, scaled, surface, tokens))
     return made[0], made[1]

@@ -119,20 +119,34 @@ def _with_one(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def best_fixed(
-    space_size: int, environment: Environment, *, questions: int, requests: int, seed: int
+    space_size: int,
+    environment: Environment,
+    *,
+    questions: int,
+    requests: int,
+    seed: int,
+    start: int | None = None,
+    keep: float = 0.5,
 ) -> tuple[int, torch.Tensor]:
     """The one action with the best mean reward on the training questions, found with a budget of requests.
 
-    Successive halving: every action is tried equally often, then the better half again, until one is left.
-    Gives the action and the mean rewards (size,) of what was tried, NaN where nothing was answered.
+    Successive halving: `start` actions drawn at random (None: all) are tried equally often, then the better
+    ones again (the share `keep`), until one is left or the budget is spent. Gives the action and the mean
+    rewards (size,) of what was tried, NaN where nothing was answered.
     """
     generator = torch.Generator().manual_seed(seed)
     left = torch.arange(space_size)
+    if start is not None:
+        left = torch.randperm(space_size, generator=generator)[:start]
     sums, counts = torch.zeros(space_size), torch.zeros(space_size)
-    rounds = max(1, math.ceil(math.log2(space_size)))
+    rounds = max(1, math.ceil(math.log(len(left), 1 / keep)))
+    spent = 0
     for number in range(rounds):
         each = max(1, requests // rounds // len(left))
         actions = left.repeat_interleave(each)
+        if spent + len(actions) > requests:
+            break
+        spent += len(actions)
         asked = torch.randint(questions, (len(actions),), generator=generator)
         rewards = environment(asked, actions, seed * 1_000_003 + number)
         answered = ~rewards.isnan()
@@ -140,7 +154,9 @@ def best_fixed(
         counts.index_add_(0, actions[answered], torch.ones(int(answered.sum())))
         means = sums / counts
         order = means[left].nan_to_num(-1).argsort(descending=True)
-        left = left[order[: max(1, len(left) // 2)]]
+        left = left[order[: max(1, int(len(left) * keep))]]
+    if not spent:
+        raise ValueError(f"{requests} requests cannot try {len(left)} actions; give a smaller start")
     return int(left[0]), means
 
 
