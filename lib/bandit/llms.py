@@ -6,10 +6,11 @@ pays for nothing twice. A failure is never cached and never taken for an answer.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lib.engines.ask import Policy, as_engine, respond
 from lib.engines.base import Sampling
@@ -80,12 +81,18 @@ class ServerLLM:
     max_tokens: int = 1024
     top_p: float = 0.1  # the paper's value
 
-    def ask(self, requests: Sequence[Request]) -> list[str | None]:
-        """The reply to each request; None where the server gave none. ServerError if it refuses all."""
+    def bodies(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
+        """What is sent for each request."""
         shared = {"top_p": self.top_p, "max_tokens": self.max_tokens}
-        bodies = [
+        return [
             {"messages": [{"role": "user", "content": one.prompt}], "temperature": one.temperature}
             | {"seed": one.seed, **shared}
             for one in requests
         ]
-        return [reply.text for reply in self.server.ask(bodies, show=lambda _: None)]
+
+    def ask(self, requests: Sequence[Request]) -> list[str | None]:
+        """The reply to each request; a problem warns in the server's words. ServerError if it refuses all."""
+        replies = self.server.ask(self.bodies(requests), show=lambda _: None)
+        for problem in sorted({str(reply.problem) for reply in replies if reply.problem and not reply.cut}):
+            warnings.warn(f"no reply from {self.server.model}: {problem}", stacklevel=2)
+        return [CUT if reply.cut else reply.text for reply in replies]

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.engines.base import Completion, Engine, Request, Sampling, numbered
+from lib.engines.completions import ServerEngine
 from lib.engines.local import TransformersEngine
-from lib.engines.server import ServerEngine
 from lib.engines.vllm import VLLMEngine
 from lib.formats import parse_response
 from lib.policies.load import load_policy, load_tokenizer

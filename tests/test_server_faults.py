@@ -1,0 +1,438 @@
+"""What a chat server can do wrong: nothing hangs, ends the other requests, fills memory or leaks the key."""
+
+import gzip
+import json
+import resource
+import socket
+import socketserver
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+from chat_server import completion
+
+from lib.bandit.llms import CUT, Request, ServerLLM
+from lib.engines import server as client
+from lib.engines.server import ChatServer, ServerError
+
+WORDS = "the model is asleep"
+LONG = 10.0  # seconds, beyond any limit of these tests
+KEY = "sk-very-secret"
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+PACKED = "Content-Encoding: gzip"
+RIGHT = completion("right")
+WHOLE = json.dumps(RIGHT).encode()
+DEEP = b"[" * 200_000
+BOMB = gzip.compress(b" " * 2**28, 9)  # 256 MB
+CLIENT_ERRORS = (
+    400,
+    402,
+    405,
+    406,
+    409,
+    410,
+    411,
+    413,
+    415,
+    418,
+    421,
+    422,
+    423,
+    424,
+    425,
+    426,
+    428,
+    431,
+    451,
+)
+LATER = (408, 429, 500, 501, 502, 503, 504, 505, 507, 508, 511, 520, 522, 524, 529, 599)
+USAGES = ("many", [], {}, None, *({"completion_tokens": value} for value in ("7", -3, None, 1.5)))
+
+
+def answer(body, *, status=200, head=()):
+    """A whole reply, as bytes."""
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body)}", "Connection: close", *head]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def choice(**fields):
+    return {"choices": [{"message": {"content": "right"}, "finish_reason": "stop"} | fields]}
+
+
+def endless(start, part, pause=0.001):
+    """What comes for ever, or until the client has gone."""
+
+    def play(connection, _):
+        end = time.monotonic() + LONG
+        connection.sendall(start)
+        while time.monotonic() < end:
+            connection.sendall(part)
+            time.sleep(pause)
+
+    return play
+
+
+def stalled(start):
+    return endless(start, b"", 0.05)
+
+
+def refusals():
+    """name -> a status that is no success, with its words where it has some."""
+    found = {
+        f"status {code}": answer({"error": {"message": WORDS}}, status=code)
+        for code in (*CLIENT_ERRORS, *LATER)
+    }
+    bodies = {
+        "nothing": b"",
+        "HTML": b"<html>asleep</html>",
+        "text as error": {"error": WORDS},
+        "null as error": {"error": None},
+        "number as error": {"error": 7},
+        "a dict as message": {"error": {"message": {"a": [1]}, "param": ["x"], "code": {"b": 2}}},
+        "a list": [WORDS],
+        "depth": DEEP,
+        "no UTF-8": b"\xff\xfe\xfa",
+    }
+    for status in (400, 503):
+        found |= {f"{status} with {name}": answer(body, status=status) for name, body in bodies.items()}
+        first = f"HTTP/1.1 {status} Said\r\n".encode()
+        found |= {
+            f"{status} that stalls": stalled(first + b"Content-Length: 100\r\n\r\nasleep"),
+            f"{status} that drips": endless(first + b"Content-Length: 99999\r\n\r\n", b".", 0.05),
+            f"{status} without end": endless(first + b"\r\n", b"x" * 2**20),
+            f"{status} as a bomb": answer(BOMB, status=status, head=[PACKED]),
+            f"{status} as no gzip": answer(b"asleep", status=status, head=[PACKED]),
+        }
+    waits = ("0", "\xb2", "-1", "1.5", "nan", "999999999", "Wed, 21 Oct 2099 07:28:00 GMT", "soon")
+    return found | {
+        f"Retry-After {wait}": answer(b"", status=429, head=[f"Retry-After: {wait}"]) for wait in waits
+    }
+
+
+def wrong_bodies():
+    """name -> a success that holds no chat completion."""
+    digits = b'{"usage": ' + b"9" * 6000 + b', "choices": [{"message": {"content": "x"}}]}'
+    stream = b'data: {"choices": [{"delta": {"content": "x"}}]}\n\ndata: [DONE]\n\n'
+    text = (
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"1",
+        b'"x"',
+        b"<html>",
+        b"\xff\xfe",
+        b'{"choices": [{"mess',
+        DEEP,
+        digits,
+        stream,
+    )
+    shapes = [
+        *({"choices": value} for value in (None, [], {}, "x", [None], [[]], ["x"], 3)),
+        *(choice(message=value) for value in (None, [], "x", {}, {"content": None}, {"content": 3})),
+        *(choice(message={"content": value}) for value in (["x"], {"text": "x"}, "", " \n", True)),
+        *(choice(message={"content": "x", "reasoning": value}) for value in ({"a": 1}, [1], 7)),
+        *(choice(finish_reason=value) for value in ("error", "abort", {"a": 1}, 3, ["stop"])),
+        {"error": {"message": WORDS}},
+        {"object": "error", "message": WORDS, "code": 429},
+    ]
+    return {f"{number} {str(body)[:60]}": answer(body) for number, body in enumerate([*text, *shapes])}
+
+
+def broken_transport():
+    """name -> bytes, or what plays them, that are no whole reply of HTTP."""
+    return {
+        "nothing at all": stalled(b""),
+        "an end at once": b"",
+        "an end after the status": OK,
+        "an end after the head": OK + b"Content-Length: 100\r\n\r\n",
+        "an end in the body": OK + b"Content-Length: 500\r\n\r\n" + WHOLE,
+        "too short a length": OK + b"Content-Length: 20\r\n\r\n" + WHOLE,
+        "a negative length": OK + b"Content-Length: -1\r\n\r\n" + WHOLE,
+        "two lengths": OK + b"Content-Length: 3\r\nContent-Length: 400\r\n\r\n" + WHOLE,
+        "a body that stalls": stalled(OK + b"Content-Length: 500\r\n\r\n" + WHOLE),
+        "a body that drips": endless(OK + b"Content-Length: 99999\r\n\r\n", b" ", 0.05),
+        "a body without end": endless(OK + b"\r\n", b" " * 2**20),
+        "a head that drips": endless(OK, b"X-Y: z\r\n", 0.05),
+        "a head without end": endless(OK, b"X-Y: z\r\n" * 1000),
+        "one endless header": endless(OK + b"X-Y: ", b"z" * 2**16),
+        "a status without end": endless(b"HTTP/1.1 200 ", b"z" * 2**16),
+        "endless 100 Continue": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        "endless 103": endless(b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"),
+        "another protocol": answer(WHOLE, status=101),
+        "no content": answer(b"", status=204),
+        "a chunk size that is none": CHUNKED + b"zz\r\nhello\r\n0\r\n\r\n",
+        "a chunk size without end": endless(CHUNKED, b"0" * 1000),
+        "chunks without end": endless(CHUNKED, b"1000\r\n" + b" " * 4096 + b"\r\n"),
+        "chunks that drip": endless(CHUNKED, b"1\r\n \r\n", 0.05),
+        "a chunk that is cut": CHUNKED + b"ffff\r\n{",
+        "no HTTP": b"hello, who is there?\r\n\r\n",
+        "a newer HTTP": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        "noise": bytes(range(256)) * 100,
+        "a status that is no number": b"HTTP/1.1 abc OK\r\n\r\n" + WHOLE,
+        "a bomb": answer(BOMB, head=[PACKED]),
+        "no gzip": answer(b"{}", head=[PACKED]),
+        "half a gzip": answer(gzip.compress(WHOLE)[:30], head=[PACKED]),
+    }
+
+
+def oddities():
+    """name -> bytes that hold an answer all the same."""
+    ends = (None, "eos_token", "end_turn")
+    return {
+        **{f"usage {value}": answer(RIGHT | {"usage": value}) for value in USAGES},
+        **{f"end by {value}": answer(choice(finish_reason=value)) for value in ends},
+        "an unknown field": answer(RIGHT | {"x": 1}),
+        "another type": answer(RIGHT, head=["Content-Type: text/html"]),
+        "gzip": answer(gzip.compress(WHOLE), head=[PACKED]),
+        "no length": OK + b"\r\n" + WHOLE,
+        "one early hint": b"HTTP/1.1 103 Early Hints\r\n\r\n" + answer(RIGHT),
+        "an older HTTP": b"HTTP/0.9 200 OK\r\n\r\n" + WHOLE,
+        "another success": answer(RIGHT, status=201),
+    }
+
+
+@contextmanager
+def playing(plays):
+    """A server that sends what the prompt names, byte by byte; yields its address and the heads it saw."""
+    heads = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            with suppress(OSError):
+                lines = []
+                while line := self.rfile.readline().decode("latin-1").strip():
+                    lines.append(line)
+                if not lines:
+                    return
+                heads.append(lines)
+                named = dict(line.lower().split(": ", 1) for line in lines[1:])
+                body = json.loads(self.rfile.read(int(named["content-length"])))
+                play = plays[body["messages"][-1]["content"]]
+                play(self.connection, body) if callable(play) else self.connection.sendall(play)
+                self.connection.shutdown(socket.SHUT_WR)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads, request_queue_size = True, 128
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1", heads
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    monkeypatch.setenv("A_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", "another-secret")
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.05)
+
+
+def ask(url, folder, prompts, **options):
+    requests = [{"messages": [{"role": "user", "content": prompt}], "max_tokens": 10} for prompt in prompts]
+    options = {
+        "key_variable": "A_KEY",
+        "timeout": 2.0,
+        "retries": 1,
+        "workers": 16,
+        "backoff": 0.01,
+        **options,
+    }
+    replies = ChatServer(url, "m", folder, **options).ask(requests, show=lambda line: None)
+    return dict(zip(prompts, replies, strict=True))
+
+
+@pytest.mark.timeout(180)
+def test_every_fault_is_a_problem_and_the_other_requests_are_answered(tmp_path):
+    bad, odd = refusals() | wrong_bodies() | broken_transport(), oddities()
+    good = {f"good {number}": answer(RIGHT) for number in range(20)}
+    peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with playing(good | bad | odd) as (url, heads):
+        replies = ask(url, tmp_path, [*good, *bad, *odd])
+    seconds, grown = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+    print(f"{len(bad)} faults, {len(odd)} oddities: {seconds:.1f} s, {grown / 2**10:.0f} MB more")
+    for name in bad:
+        print(f"   {name:60.60} {replies[name].problem!s:.110}")
+    assert len(bad) >= 112 and seconds < 100 and grown < 2**20
+    assert [name for name in bad if replies[name].text is not None or not replies[name].problem] == []
+    assert [name for name in (*good, *odd) if replies[name].text != "right"] == []
+    assert all(replies[f"usage {value}"].tokens is None for value in USAGES)
+    said = [f"status {code}" for code in (*CLIENT_ERRORS, *LATER)]
+    assert all(name.split()[1] in replies[name].problem and WORDS in replies[name].problem for name in said)
+    assert len(list(tmp_path.glob("*.json"))) == len(odd) + len(good)
+    sent = {line for lines in heads for line in lines if line.lower().startswith("authorization")}
+    assert sent == {f"Authorization: Bearer {KEY}"}
+    assert not any(KEY in path.read_text() for path in tmp_path.iterdir())
+    assert not any(KEY in str(reply) for reply in replies.values())
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+@pytest.mark.parametrize(
+    "place", ["http://localhost:{}/v1/chat/completions", "//localhost:{}/x", "/elsewhere", "", "ftp://x"]
+)
+def test_no_redirect_is_followed_wherever_it_leads(status, place, tmp_path):
+    with playing({"p": answer(RIGHT)}) as (stranger, heads):
+        location = "Location: " + place.format(stranger.split(":")[-1].split("/")[0])
+        with playing({"p": answer(b"", status=status, head=[location])}) as (url, seen):
+            with pytest.raises(ServerError, match=f"HTTP {status}.*Check the address, the key"):
+                ask(url, tmp_path, ["p"])
+            assert len(seen) == 1 and heads == [] and not list(tmp_path.iterdir())
+
+
+def test_one_request_that_is_forbidden_does_not_end_the_others(tmp_path):
+    plays = {f"{number}": answer(RIGHT) for number in range(9)}
+    with playing(plays | {"flagged": answer(b"flagged", status=403)}) as (url, _):
+        replies = ask(url, tmp_path, ["flagged", *plays], workers=2)
+        assert replies["flagged"].problem == "HTTP 403: flagged" and replies["8"].text == "right"
+        assert ask(url, tmp_path, ["flagged"])["flagged"].problem == "HTTP 403: flagged"  # it answered before
+
+
+def test_a_key_that_a_server_repeats_is_masked(tmp_path):
+    plays = {
+        "text": answer(completion(f"you said {KEY}")),
+        "error": answer({"error": {"message": f"wrong key {KEY}"}}, status=400),
+        "head": f"HTTP/1.1 {KEY}\r\n\r\n".encode(),
+    }
+    with playing(plays) as (url, _):
+        replies = ask(url, tmp_path, list(plays))
+        assert replies["text"].text == "you said [key]" and "wrong key [key]" in replies["error"].problem
+        assert KEY not in "".join(path.read_text() for path in tmp_path.iterdir()) + str(replies)
+    plays = {"p": answer(f"wrong key {KEY}".encode(), status=401)}
+    with playing(plays) as (url, _), pytest.raises(ServerError, match=r"HTTP 401: wrong key \[key\]"):
+        ask(url, tmp_path / "new", ["p"])
+
+
+def test_the_key_is_named_and_never_given(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="not the key itself") as caught:
+        ChatServer("http://x/v1", "m", tmp_path, key_variable=KEY)
+    assert KEY not in str(caught.value)
+    with pytest.raises(
+        ValueError, match="must start with http:// or https:// and hold no password"
+    ) as caught:
+        ChatServer(f"https://me:{KEY}@x/v1", "m", tmp_path)
+    assert KEY not in str(caught.value)
+    monkeypatch.delenv("A_KEY")
+    with pytest.raises(ValueError, match="there is no environment variable A_KEY"):
+        ChatServer("http://x/v1", "m", tmp_path, key_variable="A_KEY")
+
+
+# ---- models that refuse an option ----------------------------------------------------------------
+
+SAID = {  # as servers say it
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+    "Use 'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0.2 with this model. "
+    "Only the default (1) value is supported.",
+    "top_p": "`temperature` and `top_p` cannot both be specified for this model. Please use only one.",
+    "seed": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}],
+}
+
+
+def choosy(*names, said=SAID, asked):
+    """Refuses a request that has one of these options; else its reply names the options that it saw."""
+
+    def play(connection, body):
+        asked.append(body)
+        refused = next((name for name in names if name in body), None)
+        seen = sorted(body.keys() - {"messages", "model"})
+        error = {"error": {"message": said.get(refused)}}
+        connection.sendall(
+            answer(error, status=422 if refused == "seed" else 400)
+            if refused
+            else answer(completion(f"{seen}"))
+        )
+
+    return play
+
+
+def options(**changes):
+    asked = {
+        "messages": [{"role": "user", "content": "p"}],
+        "max_tokens": 10,
+        "temperature": 0.2,
+        "top_p": 0.1,
+        "seed": 3,
+    }
+    return asked | changes
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in SAID), tuple(SAID)])
+def test_what_a_model_refuses_is_left_out_once_and_for_all(names, tmp_path):
+    asked = []
+    with playing({"p": choosy(*names, asked=asked)}) as (url, _):
+        server = ChatServer(url, "m", tmp_path, workers=1, retries=0)
+        with pytest.warns(UserWarning, match="m refuses") as warned:
+            (reply,) = server.ask([options()], show=lambda line: None)
+        left = {"max_tokens", "temperature", "top_p", "seed"} - set(names)
+        expected = sorted(left | ({"max_completion_tokens"} if "max_tokens" in names else set()))
+        assert reply.text == str(expected) and len(asked) == 1 + len(names) == 1 + len(warned)
+        assert asked[-1].get("max_completion_tokens", 10) == 10
+        (again,) = server.ask([options(seed=4)], show=lambda line: None)
+        assert again == reply and len(asked) == 2 + len(names)  # learnt: one request, no warning
+        assert server.ask([options()], show=lambda line: None) == [reply] and len(asked) == 2 + len(names)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    "said",
+    [
+        "'max_tokens' is too large: 5000. This model's maximum context length is 4096 tokens.",
+        "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got 3 instead.",
+        "This question about temperature is not allowed.",
+        "",
+    ],
+)
+def test_another_complaint_is_no_refusal_of_an_option(said, tmp_path):
+    asked = []
+    with playing({"p": choosy("temperature", said={"temperature": said}, asked=asked)}) as (url, _):
+        server = ChatServer(url, "m", tmp_path)
+        (reply,) = server.ask([options()], show=lambda line: None)
+        assert (
+            said in reply.problem and "HTTP 400" in reply.problem and len(asked) == 1 and not server.refused
+        )
+
+
+def test_a_model_that_refuses_an_option_that_is_not_there_is_given_up(tmp_path):
+    refuse = answer({"error": {"message": SAID["temperature"]}}, status=400)
+    with playing({"p": refuse}) as (url, seen), pytest.warns(UserWarning, match="refuses temperature"):
+        (reply,) = ChatServer(url, "m", tmp_path).ask([options()], show=lambda line: None)
+    assert "'temperature' does not support" in reply.problem and len(seen) == 2
+
+
+# ---- replies that were cut -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "content_filter"])
+@pytest.mark.parametrize(
+    "message", [{"content": "Answer: 1"}, {"content": None, "reasoning": "hm"}, {"content": ""}]
+)
+def test_a_cut_reply_is_a_failure_of_the_model_and_is_not_paid_for_twice(reason, message, tmp_path):
+    reply = choice(message=message, finish_reason=reason) | {"usage": {"completion_tokens": 10}}
+    with playing({"p": answer(reply)}) as (url, seen):
+        for _ in range(2):
+            found = ask(url, tmp_path, ["p"])["p"]
+            assert (found.text, found.cut, found.tokens) == (None, True, 10) and reason in found.problem
+        assert len(seen) == 1
+        server = ChatServer(url, "m", tmp_path / "llm")
+        assert ServerLLM(server, max_tokens=10).ask([Request("p", 0.0)]) == [CUT]
+
+
+def test_a_failure_of_the_server_warns_in_its_words(tmp_path):
+    with playing({"p": answer({"error": WORDS}, status=503), "q": answer(RIGHT)}) as (url, _):
+        llm = ServerLLM(ChatServer(url, "m", tmp_path, retries=0))
+        with pytest.warns(UserWarning, match=f"no reply from m: HTTP 503: .*{WORDS}"):
+            assert llm.ask([Request("p", 0.0), Request("q", 0.0)]) == [None, "right"]
+
+
+def test_progress_says_how_long_and_what_went_wrong(tmp_path):
+    lines = []
+    with playing({"p": answer(RIGHT), "q": answer(WORDS.encode(), status=400)}) as (url, _):
+        requests = [{"messages": [{"role": "user", "content": p}], "max_tokens": 10} for p in "pq"]
+        ChatServer(url, "m", tmp_path, workers=1).ask(requests, show=lines.append)
+    assert lines[1].startswith("1 of 2 requests done, about 0 s left, 0 failed")
+    assert lines[2] == f"2 of 2 requests done, about 0 s left, 1 failed, the last by HTTP 400: {WORDS}"
