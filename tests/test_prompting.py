@@ -197,6 +197,26 @@ def test_the_reward_model_is_loaded_and_squashed(tokenizer, tmp_path):
     assert scores == pytest.approx(judged(judges.RewardModelJudge(path, batch_size=1)), abs=1e-5)
 
 
+def test_the_reference_is_read_however_long_reply_and_question_are(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    model = DebertaV2ForSequenceClassification(DebertaV2Config(**SIZES, num_labels=1))
+    judge = judges.RewardModelJudge(saved(model, tokenizer, tmp_path), window=64)
+    short, long = "one question", "one " + "yes " * 500 + "two"
+    assert judge.pair(short, "it is right", "no") == {
+        "text": short,
+        "text_pair": "The reply is: it is right\nIt agrees with the reference answer no and is correct.",
+    }
+    for prompt, reply in ((short, long), (long, "it is right"), (long, long)):
+        pair = judge.pair(prompt, reply, "no")
+        assert pair["text_pair"].endswith("It agrees with the reference answer no and is correct.")
+        assert 50 <= len(tokenizer(**pair).input_ids) + 3 <= 64  # all of it, and most of the window
+        for text in (pair["text"], pair["text_pair"]):
+            assert "yes" not in text or ("one yes" in text and "yes two" in text)  # beginning and end
+    apart = [judge([short], [long], answer=[word])[0] for word in ("yes", "no")]
+    assert apart[0] != apart[1]  # it was the same score before: neither was read
+    assert 0 < judge([short], ["one"], answer=[long])[0] < 1
+
+
 def test_a_classifier_with_several_labels_is_no_reward_model(tokenizer, tmp_path):
     path = saved(BertForSequenceClassification(BertConfig(**SIZES, num_labels=3)), tokenizer, tmp_path)
     with pytest.raises(ValueError, match="has 3 labels; a reward model has one"):
