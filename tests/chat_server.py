@@ -9,7 +9,22 @@ from contextlib import contextmanager
 
 from lib.studies.stand_in import completion, serving
 
-__all__ = ["completion", "serving", "transformers_serving"]
+__all__ = ["completion", "save_chat_checkpoint", "serving", "transformers_serving"]
+
+
+def save_chat_checkpoint(folder):
+    """A copy of the dial LLM that a chat server can serve: the one message is the prompt, as it is."""
+    from lib.policies.load import load_policy
+
+    model, tokenizer = load_policy("dial-llm")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    # Without this, `transformers serve` reads replies of this architecture as Qwen's, with other end marks.
+    fields = {"content": {"close": tokenizer.eos_token, "content": "text"}}
+    tokenizer.response_template = {"start_anchor": "Assistant:", "fields": fields}
+    model.generation_config.do_sample = True  # else it answers greedily whatever it is asked
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @contextmanager

@@ -4,18 +4,21 @@ import math
 import threading
 import time
 
+import pandas as pd
 import pytest
 import torch
-from chat_server import completion, serving, transformers_serving
+from chat_server import completion, save_chat_checkpoint, serving, transformers_serving
+from test_real_contest import dial_contest
 
 from lib.bandit.environments import LLMEnvironment
 from lib.bandit.learner import ConfigurationPolicy
-from lib.bandit.llms import LocalLLM, Request, ServerLLM
+from lib.bandit.llms import CUT, LocalLLM, Request, ServerLLM
 from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
 from lib.dial import frozen_llm
 from lib.engines.server import ChatServer, ServerError
 from lib.policies.load import load_policy
 from lib.runs import start_run
+from lib.studies import real_tables
 
 SPACE = frozen_llm.action_space()
 QUESTIONS = frozen_llm.sample_mixture_questions(12, seed=0, split="validation")
@@ -163,17 +166,7 @@ def test_a_server_that_refuses_all_stops_at_once_and_keeps_the_checkpoint(tmp_pa
 
 @pytest.fixture(scope="module")
 def chat_checkpoint(tmp_path_factory):
-    """A copy of the dial LLM that a chat server can serve: the one message is the prompt, as it is."""
-    model, tokenizer = load_policy("dial-llm")
-    tokenizer.chat_template = "{{ messages[0].content }}"
-    # Without this, the server reads replies of this architecture as Qwen's, with other end marks.
-    fields = {"content": {"close": tokenizer.eos_token, "content": "text"}}
-    tokenizer.response_template = {"start_anchor": "Assistant:", "fields": fields}
-    model.generation_config.do_sample = True  # else the server answers greedily whatever it is asked
-    folder = tmp_path_factory.mktemp("dial-llm")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_chat_checkpoint(tmp_path_factory.mktemp("dial-llm"))
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +184,27 @@ def test_a_real_server_replies_as_the_local_model_does(dial, served, chat_checkp
     assert remote.ask(requests) == dial.ask(requests)
     sampled = [Request(prompts[0], 1.0, seed) for seed in range(8)]
     assert len(set(remote.ask(sampled))) > 1
-    assert ServerLLM(server, max_tokens=3).ask(requests[:1]) == [None]  # cut off: no answer
+    assert ServerLLM(server, max_tokens=3).ask(requests[:1]) == [CUT]
     refused = ChatServer(served, "another-model", tmp_path)
     assert "pinned" in refused.ask([{"messages": [], "max_tokens": 1}], show=lambda _: None)[0].problem
+
+
+@pytest.mark.slow
+def test_all_rivals_meet_through_a_real_server_and_pay_once(served, chat_checkpoint, tmp_path):
+    server = ChatServer(served, str(chat_checkpoint), tmp_path / "replies", timeout=60.0)
+    llm = ServerLLM(server, max_tokens=60, top_p=1.0)
+    made, lines = dial_contest(llm, budget=24, test=6), []
+    assert "requests to send (0 more are cached)" in made.estimate()
+    answers = made.run(start_run("contest", "cpu", {}), show=lines.append)
+    assert "min in all" in lines[0] and answers["correct"].isin([0.0, 1.0]).all()
+    table = real_tables.summary(answers)
+    print(table.round(2).to_string(), real_tables.spent(tmp_path / "replies"))
+    assert (table["n"] == 6).all() and table.loc["learned", "learnt from"] == 24
+    spent = real_tables.spent(tmp_path / "replies")
+    assert spent["tokens out"] > 0 and spent["replies"] <= len(made.requests()) + 1
+    gone = ChatServer("http://127.0.0.1:9/v1", str(chat_checkpoint), tmp_path / "replies", retries=0)
+    again = dial_contest(ServerLLM(gone, max_tokens=60, top_p=1.0), budget=24, test=6)
+    pd.testing.assert_frame_equal(again.run(show=lines.append), answers)  # nobody is there: all is kept
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def bad_values(parameter):
         "model": ["dial-bse", "/no/such/model", "data/samples", "gpt 2"],
         "real model": ["dial-sft", "dial-bse", "/no/such/model", "gpt 2"],
         "name": ["a/b", ".."],
+        "variable": ["sk-secret", "a key", "lower"],
         "text": [],
     }
     texts = [word for kind in kinds if kind in words for word in words[kind]]

@@ -5,17 +5,23 @@ Run by `make test-vllm`; its CPU build stands for vLLM on a card (see tests/vllm
 
 import pytest
 import torch
+from chat_server import save_chat_checkpoint
+from test_real_contest import dial_contest
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
-from lib.dial import dial_tasks
+from lib.bandit.llms import CUT, LocalLLM, ServerLLM
+from lib.bandit.llms import Request as Asked
+from lib.dial import dial_tasks, frozen_llm
 from lib.engines.ask import ask, load_engine
 from lib.engines.base import Request, Sampling
+from lib.engines.completions import ServerEngine
 from lib.engines.local import TransformersEngine
 from lib.engines.serve import serving
-from lib.engines.server import ServerEngine
+from lib.engines.server import ChatServer, ServerError
 from lib.measure.asking import asking
 from lib.policies.load import load_policy, load_tokenizer
 from lib.policies.save import save_policy
+from lib.studies import real_tables
 
 pytestmark = pytest.mark.vllm
 DRAWN = Sampling(1.0, seed=3)
@@ -158,3 +164,28 @@ def test_a_notebook_asks_vllm_in_place_of_its_model(tmp_path, monkeypatch):
         assert isinstance(engine.engine, ServerEngine)  # what it wrote is kept
         served = ask(engine, tasks)
     assert [one.text for one in served] == [one.text for one in ask(policy, tasks)]
+
+
+def test_a_chat_server_of_vllm_answers_and_all_rivals_meet_through_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    checkpoint = str(save_chat_checkpoint(tmp_path / "dial-llm"))
+    local = LocalLLM(load_policy("dial-llm"))
+    questions = frozen_llm.sample_mixture_questions(8, seed=0, split="validation")
+    prompts = [frozen_llm.prompt(q, style, 4) for q in questions for style in frozen_llm.STYLES]
+    greedy = [Asked(prompt, 0.0) for prompt in prompts]
+    with serving(checkpoint, tmp_path / "log", SMALL, patience=300) as url:
+        server = ChatServer(url, checkpoint, tmp_path / "replies", timeout=60.0)
+        remote = ServerLLM(server, max_tokens=local.max_new_tokens, top_p=1.0)
+        assert remote.ask(greedy) == local.ask(greedy)
+        drawn = [Asked(prompts[0], 1.0, seed) for seed in range(8)]
+        assert len(set(remote.ask(drawn))) > 1
+        assert ServerLLM(server, max_tokens=3).ask(greedy[:1]) == [CUT]
+        with pytest.warns(UserWarning, match=r"no reply from .*HTTP 400: .*maximum context length"):
+            assert ServerLLM(server, max_tokens=100_000).ask(greedy[:1]) == [None]
+        with pytest.raises(ServerError, match=r"HTTP 404: .*another-model.* does not exist"):
+            other = ChatServer(url, "another-model", tmp_path / "none")
+            other.ask([{"messages": [{"role": "user", "content": "p"}], "max_tokens": 1}], show=print)
+        answers = dial_contest(remote, budget=48, test=12).run(show=print)
+    table = real_tables.summary(answers)
+    print(table.round(2).to_string(), real_tables.spent(tmp_path / "replies"))
+    assert (table["n"] == 12).all() and 0 < table["right"].mean() < 1

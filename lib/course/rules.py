@@ -4,6 +4,7 @@
     full | lora | qlora      one of these; `empty` is ""
     1.. | -1                 a number from 1, or -1
     text  name  url          any text; a word that can name a folder; http(s)://...
+    variable                 the name of an environment variable
     folder  file             a path that is there
     source                   dial, or a dataset of notebook 01
     model                    a shipped checkpoint, a folder, or a hub name like org/name@commit
@@ -68,6 +69,7 @@ _REAL = "a folder, or a hub name like org/name@commit"
 KINDS = {
     "text": Kind("that is not empty", bool),
     "name": Kind("of letters, digits and _.=+-", lambda text: bool(_NAME.fullmatch(text))),
+    "variable": Kind("of capitals, digits and _", lambda text: bool(re.fullmatch("[A-Z_][A-Z0-9_]*", text))),
     "url": Kind("like http://host:port/v1", lambda text: bool(re.fullmatch(r"https?://[^\s/]+\S*", text))),
     "folder": Kind("that names a folder", bool),
     "file": Kind("that names a file", bool),
