@@ -23,12 +23,13 @@ def slips(seed: int, run: Run) -> Outcome:
     """How often dial-sft is wrong on easy training questions at temperature 1, by the tag it opened with."""
     tasks = dial_tasks(QUESTIONS, split="train", seed=seed, sft_share=SFT_SHARE, depths=TIERS["easy"])
     asked = [task for task in tasks for _ in range(SAMPLES)]
-    rollouts = answer(load_policy("dial-sft"), asked, temperature=1.0, seed=seed)
+    model, tokenizer = load_policy("dial-sft")
+    rollouts = answer((model, tokenizer), asked, temperature=1.0, seed=seed)
     run.keep_rollouts("free", rollouts)
     table = rollout_table(rollouts, asked).assign(opened=[opened(rollout.text) for rollout in rollouts])
     counts = table.groupby("opened")["correct"].agg(responses="size", right="sum")
     numbers = {name: {key: int(value) for key, value in row.items()} for name, row in counts.iterrows()}
-    return Outcome({"opened": numbers}, {"config": {"base": "dial-sft", "temperature": 1.0}})
+    return Outcome({"opened": numbers}, {"config": {"base": "dial-sft"}}, model, tokenizer)
 
 
 def opened(text: str) -> str:
