@@ -93,7 +93,8 @@ class Stack:
     """S runs: `configs` agree in all but seed, learning_rate and entropy_bonus; `sets` are trained on.
 
     `trials`: how many answers to one question follow one another, questions in their order, as in
-    Algorithm 1 and in the released code; None draws questions at random.
+    Algorithm 1 and in the released code; None draws questions at random. `held` (S, 3) are values of heads
+    that do not choose, -1 where a head does.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Stack:
         *,
         head_layers: int = 1,
         trials: int | None = None,
+        held: np.ndarray | None = None,
     ):
         own = {"seed": 0, "learning_rate": 0.01, "entropy_bonus": 0.0}
         if len({replace(config, **own) for config in configs}) > 1:
@@ -117,6 +119,7 @@ class Stack:
         self.optimizer = self._optimizer([config.learning_rate for config in configs])
         self.bonus = np.array([[[[c.entropy_bonus]]] for c in configs], np.float32)
         self.runs = np.arange(len(configs))[:, None]
+        self.held = (np.full((len(configs), 3), -1) if held is None else held)[..., None]
         self.recent = np.full((len(configs), self.config.window), np.nan, np.float32)
         self.of_question = np.full((*self.contexts.shape, self.config.question_window), np.nan, np.float32)
         self.times = np.zeros(self.contexts.shape, int)
@@ -158,10 +161,11 @@ class Stack:
         logits, inputs = self.network.forward(self.embeddings[self.runs, questions])
         probs = softmax(logits / tau)
         choices = np.minimum((probs.cumsum(-1) < draws[..., None]).sum(-1), SIZES[:, 0] - 1)
+        choices = np.where(self.held < 0, choices, self.held)
         chance = self.values[self.runs, self.contexts[self.runs, questions], joined(choices)]
         rewards = (luck < chance).astype(np.float32)
         advantages = self._advantages(questions, rewards)[:, None, :, None]
-        slope = self._slope(logits, probs, choices[..., None], advantages, tau)
+        slope = self._slope(logits, probs, choices[..., None], advantages, tau) * (self.held[..., None] < 0)
         self.network.backward(slope / rewards.shape[1], inputs)
         self.optimizer.step()
         self.step += 1
@@ -217,13 +221,18 @@ class Stack:
     def probabilities(self, embeddings: np.ndarray, *, greedy: bool) -> np.ndarray:
         """Of every action for embeddings (S, N, D), (S, N, A): greedily, or at the temperature of now."""
         logits, _ = self.network.forward(embeddings)
-        if greedy:
-            each = (np.arange(logits.shape[-1]) == logits.argmax(-1)[..., None]).astype(np.float32)
-        else:
+        best = np.where(self.held < 0, logits.argmax(-1), self.held)
+        each = (np.arange(logits.shape[-1]) == best[..., None]).astype(np.float32)
+        if not greedy:
             each = softmax(logits / self.temperature())
         heads = [each[:, place, :, :size] for place, size in enumerate(SIZES.flatten())]
         joint = np.einsum("sni,snt,snk->snitk", *heads)
         return joint.reshape(*joint.shape[:2], -1)
+
+    def greedy(self, run: int, test: QuestionSet) -> torch.Tensor:
+        """The actions of one run on test questions, (N,)."""
+        everywhere = np.broadcast_to(test.embeddings.numpy(), (len(self.runs), *test.embeddings.shape))
+        return torch.from_numpy(self.probabilities(everywhere, greedy=True)[run].argmax(-1))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -80,13 +80,17 @@ def question_sets(seed: int, *, shots: int = TRAIN, tests: int = TEST) -> tuple[
 
 
 def standardised(
-    train: list[Question], test: list[Question], *, embedder: Embed = embed, table: Path = frozen_llm.TABLE
+    train: list[Question], test: list[Question], *, embedder: Embed = embed, tables: Sequence[Path] = ()
 ) -> tuple[QuestionSet, QuestionSet]:
-    """Question sets with this table's rewards, their embeddings standardised by the training questions."""
+    """Question sets with their embeddings standardised by the training questions, and rewards from `tables`.
+
+    The tables are for training and for test questions; none: the shipped LLM's for both.
+    """
     embeddings = [embedder(questions) for questions in (train, test)]
     mean, deviation = embeddings[0].mean(0), embeddings[0].std(0).clamp_min(1e-6)
     made = []
-    for questions, vectors in zip((train, test), embeddings, strict=True):
+    places = tables or (frozen_llm.TABLE,) * 2
+    for questions, vectors, table in zip((train, test), embeddings, places, strict=True):
         surface, tokens = frozen_llm.dial_surface(questions, table)
         scaled = (vectors - mean) / deviation * (NORM / vectors.shape[1] ** 0.5)
         made.append(QuestionSet(questions, scaled, surface, tokens))
