@@ -6,8 +6,8 @@ import pytest
 
 from lib.dial import dial_tokenizer, sample_questions, untagged_response
 from lib.formats import ReasoningFormat
-from lib.measure.figures import share_bars
 from lib.studies import dial_world
+from lib.studies.lesson_figures import share_bars
 
 
 def test_hindsight_takes_the_cheapest_right_response_and_else_the_cheapest():

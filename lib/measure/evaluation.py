@@ -82,28 +82,6 @@ def valid_share(rollouts: Sequence[Rollout]) -> tuple[float, float, float]:
     return valid / len(rollouts), *wilson_interval(valid, len(rollouts))
 
 
-def format_report(free: pd.DataFrame, forced: pd.DataFrame) -> dict[str, Any]:
-    """How a policy uses its formats and how far each one reaches, as numbers for a metrics file.
-
-    From what it answered as it liked: share of valid responses, shares of the formats per tier, accuracy,
-    mean tokens. From `ask_in_every_format`: accuracy by depth, or by tier without depths.
-    """
-    valid = int((free["used"] != "invalid").sum())
-    level = "depth" if forced["depth"].notna().all() else "tier"
-    rates = forced.groupby(["mode", level], sort=False)["correct"].mean()
-    return {
-        "valid_share": valid / len(free),
-        "valid_interval": list(wilson_interval(valid, len(free))),
-        "format_share": {tier: row.to_dict() for tier, row in format_shares(free).iterrows()},
-        **_means(free),
-        f"accuracy_by_{level}": {
-            mode: rates[mode].sort_index().tolist() if level == "depth" else rates[mode].to_dict()
-            for mode in FORMATS
-        },
-        "questions": [len(free), len(forced) // len(FORMATS)],
-    }
-
-
 def probe_accuracy(states: torch.Tensor, labels: Sequence[str]) -> float:
     """Accuracy of a linear probe that reads labels from states (N, D): fitted on the first half alone."""
     cut = len(labels) // 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from lib.dial import TURNS, Question
-from lib.measure.figures import COLOURS, MARKERS, NAMES, accuracy_tokens_plane
+from lib.measure.figures import COLOURS, MARKERS, NAMES
 
 # ---- bounds of choosing --------------------------------------------------------------------------
 
@@ -138,11 +138,46 @@ def learning_curves(asked: pd.DataFrame) -> Figure:
 
 def choice_plane(summary: pd.DataFrame, corners: pd.DataFrame) -> Figure:
     """Accuracy and tokens of each policy, and the line that mixtures of fixed ones cannot cross."""
-    figure = accuracy_tokens_plane(summary, above=("oracle in hindsight", "long_cot"))
+    figure = _accuracy_tokens_plane(summary, above=("oracle in hindsight", "long_cot"))
     tokens = np.geomspace(corners["tokens"].min(), corners["tokens"].max(), 200)
     accuracy = np.interp(tokens, corners["tokens"], corners["accuracy"])
     figure.axes[0].plot(
         tokens, accuracy, color="0.45", ls="--", lw=1.2, label="best mixture that does not look"
     )
     figure.axes[0].legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _accuracy_tokens_plane(summary: pd.DataFrame, *, above: Collection[str]) -> Figure:
+    """One point per policy: mean tokens against accuracy, with 95 % intervals; up and left is better.
+
+    Names stand below their points on the right, those in `above` above them on the left.
+    """
+    figure, ax = plt.subplots()
+    for _, row in summary.iterrows():
+        name, x, y = row["policy"], row["tokens"], row["accuracy"]
+        ax.errorbar(
+            x,
+            y,
+            xerr=[[x - row["tokens_low"]], [row["tokens_high"] - x]],
+            # at a rate of 1 the upper bound may lie below it by a rounding error
+            yerr=[[y - row["accuracy_low"]], [max(0.0, row["accuracy_high"] - y)]],
+            color=COLOURS.get(name, "black"),
+            marker=MARKERS.get(name, "*"),
+            ms=14 if name == "oracle" else 8,
+            capsize=3,
+            ls="none",
+        )
+        ax.annotate(
+            NAMES.get(name, name),
+            (x, y),
+            (0, 9) if name in above else (8, -14),
+            textcoords="offset points",
+            ha="right" if name in above else "left",
+        )
+    ax.set_xscale("log")
+    ticks = [tick for tick in (4, 8, 16, 32, 64, 128, 256) if tick < 2 * summary["tokens"].max()]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="mean tokens per response (log scale)", ylabel="accuracy", ylim=(0, 1.1))
     return figure

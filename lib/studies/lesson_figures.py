@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.formats import ReasoningFormat
-from lib.measure.figures import COLOURS, MARKERS, NAMES, grouped_bars
+from lib.measure.figures import COLOURS, MARKERS, NAMES
 
 TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88", "not trained": "0.80"}
 
@@ -60,7 +60,39 @@ def tokens_by_format(rows: pd.DataFrame) -> Figure:
     means = rows.groupby(["tier", "format"])["tokens"].mean().unstack()
     tiers = [tier for tier in TIER_SHADES if tier in means.index]
     formats = [format for format in ReasoningFormat if format in means.columns]
-    return grouped_bars(means.loc[tiers, formats], ylabel="mean tokens per completion", fmt="%.0f")
+    figure, ax = plt.subplots()
+    table = means.loc[tiers, formats].rename(columns=NAMES)
+    colours, ylabel = [COLOURS[format] for format in formats], "mean tokens per completion"
+    table.plot.bar(ax=ax, color=colours, width=0.8, rot=0, xlabel="", ylabel=ylabel)
+    for bars in ax.containers:
+        ax.bar_label(bars, fmt="%.0f", fontsize=8)
+    ax.margins(y=0.1)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=len(formats), frameon=False)
+    return figure
+
+
+def share_bars(shares: pd.DataFrame) -> Figure:
+    """Stacked bars: the share of each format (columns) in each tier (rows); other columns are grey.
+
+    Shares are rounded so that the whole percents of a row sum to 100; parts that are too small carry no
+    number.
+    """
+    formats = [format for format in ReasoningFormat if format in shares.columns]
+    shares = shares[[*formats, *(name for name in shares.columns if name not in formats)]]
+    shares = shares.apply(_whole_percents, axis=1)
+    figure, ax = plt.subplots()
+    left = pd.Series(0.0, index=shares.index)
+    for name, part in shares.items():
+        colour = COLOURS.get(name, (0.7,) * 3)
+        bars = ax.barh(shares.index, part, left=left, color=colour, label=NAMES.get(name, name))
+        labels = [f"{share:.0%}" if share >= 0.05 else "" for share in part]
+        ax.bar_label(bars, labels, label_type="center", color=_readable_on(colour))
+        left += part
+    ax.invert_yaxis()
+    ax.grid(visible=False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=5, frameon=False)
+    ax.set(xlabel="share of responses", ylabel="tier", xlim=(0, 1))
+    return figure
 
 
 def shade_tiers(ax: Axes, deepest: int) -> None:
@@ -89,3 +121,17 @@ def _accuracy_line(ax: Axes, rows: pd.DataFrame, x: str, **look: Any) -> None:
 def _look(format: str) -> dict[str, Any]:
     """How the points of a format are drawn and named."""
     return {"color": COLOURS[format], "marker": MARKERS[format], "label": NAMES[format]}
+
+
+def _whole_percents(shares: pd.Series) -> pd.Series:
+    """Shares that sum to 1 as whole percents that do: those that lose most by rounding down get one more."""
+    percents = (100 * shares).floordiv(1)
+    lost = (100 * shares - percents).sort_values(ascending=False, kind="stable")
+    percents[lost.index[: round(100 * shares.sum() - percents.sum())]] += 1
+    return percents / 100
+
+
+def _readable_on(colour: tuple) -> str:
+    """Black or white, whichever stands out more, by the luminance of WCAG 2."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return "black" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "white"

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lib.dial import Question, reach, untagged_response
 from lib.engines.ask import Policy
 from lib.formats import ReasoningFormat
-from lib.measure.evaluation import ask_in_every_format
+from lib.measure.evaluation import FORMATS, ask_in_every_format, format_shares
 from lib.measure.figures import NAMES
+from lib.measure.intervals import wilson_interval
 from lib.measure.modes import answer
 from lib.runs import read_json
 from lib.studies.paired import bootstrap_paired
@@ -87,6 +88,29 @@ def merged_answers(
 
 
 # ---- runs ------------------------------------------------------------------------------------------
+
+
+def format_report(free: pd.DataFrame, forced: pd.DataFrame) -> dict[str, Any]:
+    """How a policy uses its formats and how far each one reaches, as numbers for a metrics file.
+
+    From what it answered as it liked: share of valid responses, shares of the formats per tier, accuracy,
+    mean tokens. From `ask_in_every_format`: accuracy by depth, or by tier without depths.
+    """
+    valid = int((free["used"] != "invalid").sum())
+    level = "depth" if forced["depth"].notna().all() else "tier"
+    rates = forced.groupby(["mode", level], sort=False)["correct"].mean()
+    return {
+        "valid_share": valid / len(free),
+        "valid_interval": list(wilson_interval(valid, len(free))),
+        "format_share": {tier: row.to_dict() for tier, row in format_shares(free).iterrows()},
+        "accuracy": float(free["correct"].mean()),
+        "mean_tokens": float(free["tokens"].mean()),
+        f"accuracy_by_{level}": {
+            mode: rates[mode].sort_index().tolist() if level == "depth" else rates[mode].to_dict()
+            for mode in FORMATS
+        },
+        "questions": [len(free), len(forced) // len(FORMATS)],
+    }
 
 
 def shipped(method: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -18,10 +18,10 @@ from lib.dial.tasks import dial_tasks, gold_rows
 from lib.dial.world import MAX_DEPTH, parse_question, sample_questions
 from lib.engines.ask import Policy, ask
 from lib.formats import ReasoningFormat
-from lib.measure.evaluation import format_report
 from lib.methods.sft import SFTConfig, train_sft
 from lib.policies.load import load_policy
 from lib.runs import Run, read_json
+from lib.studies.qlora_tables import format_report
 from lib.studies.records import SFT_SHARE, Outcome
 from lib.studies.sft_set import Check, build_sft_set, check_form, check_response
 from lib.studies.teachers import Teacher, base_teacher, dial_teacher
