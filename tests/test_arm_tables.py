@@ -1,12 +1,16 @@
 """Notebook 04's runs: every mode follows from the answers that were kept."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
 
 from lib.dial import dial_tasks
+from lib.engines.base import Sampling
 from lib.measure.modes import answer
 from lib.policies.load import load_policy
-from lib.studies import arm_choice, arm_modes, arm_tables
+from lib.studies import arm_choice, arm_modes, arm_tables, budgets
+from lib.studies.budgets import close_response
 
 
 @pytest.fixture(scope="module")
@@ -14,13 +18,20 @@ def policy():
     return load_policy("dial-arm")
 
 
-def test_cut_responses_are_those_that_a_budget_gives(policy):
+def test_cut_responses_are_those_that_a_limit_gives(policy):
+    """Asked anew with so few tokens, the policy writes the same up to the limit."""
     tasks = dial_tasks(12, seed=5, depths=range(1, 13))
-    whole = answer(policy, tasks, temperature=arm_modes.TEMPERATURE, seed=3)
+    sampling = Sampling(arm_modes.TEMPERATURE, seed=3)
+    asked = partial(answer, policy, tasks, temperature=sampling.temperature, seed=3)
+    whole = asked()
     for budget in (12, 64):
-        given = answer(policy, tasks, budget=budget, temperature=arm_modes.TEMPERATURE, seed=3)
-        cut = arm_modes.cut_and_close(policy, tasks, whole, budget)
-        assert [(one.text, one.tokens) for one in cut] == [(one.text, one.tokens) for one in given]
+        limited = asked(max_new_tokens=budget)
+        cut = budgets.cut_and_close(policy, tasks, whole, budget, sampling)
+        for one, given in zip(cut, limited, strict=True):
+            same = (
+                one.text.startswith(close_response(given.text)) if given.truncated else one.text == given.text
+            )
+            assert same and one.tokens >= given.tokens
 
 
 def test_a_run_in_every_mode(policy, monkeypatch):

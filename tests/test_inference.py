@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from lib.dial import dial_task, dial_tokenizer, gold_response, new_dial_model, sample_questions, token_cost
@@ -5,7 +7,8 @@ from lib.engines import ask
 from lib.engines.ask import Response
 from lib.engines.base import Completion, Sampling
 from lib.formats import ReasoningFormat, render_response
-from lib.measure.modes import answer, close_response, consensus, majority_vote
+from lib.measure.modes import answer, consensus, majority_vote
+from lib.studies.budgets import close_response, cut_and_close
 from lib.verify import is_correct
 
 D, S, C, L = ReasoningFormat
@@ -223,23 +226,22 @@ def test_how_a_response_is_closed(text, expected):
 
 
 def test_the_answer_is_forced_after_the_budget():
-    """Cut after 9 tokens, a long response is closed; what was written already is not written again."""
+    """Cut after 9 tokens, a long response is closed; a budget that is not reached changes nothing."""
     tokenizer = dial_tokenizer()
     [question] = sample_questions(1, seed=0, depths=[8])
-    gold = tokenizer(gold_response(question, L)).input_ids
+    gold = [*tokenizer(gold_response(question, L)).input_ids, tokenizer.eos_token_id]
     closing = tokenizer("\n</LONG_COT>\n<ANSWER>\n").input_ids
     end = [*tokenizer(f"{question.answer}\n</ANSWER>").input_ids, tokenizer.eos_token_id]
     prompt = tokenizer(question.prompt).input_ids
     engine = Reciter(tokenizer, {tuple(prompt): gold, tuple(prompt + gold[:9] + closing): end})
-    [found] = answer(engine, [question], budget=9)
-    assert found.answer == question.answer and found.format is L and not found.truncated
+    tasks, whole = [dial_task(question)], answer(engine, [dial_task(question)])
+    [found] = cut_and_close(engine, tasks, whole, 9, Sampling())
+    assert found.answer == question.answer and found.format is L and found.correct and not found.truncated
     assert found.num_tokens == 9 + len(closing) + len(end)
-
-
-def test_a_budget_that_is_not_reached_changes_nothing(table):
-    table({("a?", ""): [tagged(D, "1")]})
-    [found] = answer((None, None), ["a?"], budget=50)
-    assert found.answer == "1" and found.num_tokens == 10
+    [same] = cut_and_close(engine, tasks, whole, len(gold), Sampling())
+    assert same == replace(whole[0], mode=same.mode)
+    with pytest.raises(ValueError, match="budget must be 1 token or more"):
+        cut_and_close(engine, tasks, whole, 0, Sampling())
 
 
 def test_what_cannot_be_asked(policy):
@@ -251,6 +253,4 @@ def test_what_cannot_be_asked(policy):
         answer(policy, "Why?")
     with pytest.raises(ValueError, match="greedy votes are equal"):
         answer(policy, ["Why?"], "majority")
-    with pytest.raises(ValueError, match="budget must be 1 token or more"):
-        answer(policy, ["Why?"], budget=0)
     assert answer(policy, []) == []

@@ -97,19 +97,15 @@ def ask(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    revise: Callable[[list[str], list[Response]], list[Response]] | None = None,
 ) -> list[Rollout]:
     """Ask each task once, in order, after a forced `prefix`; name a task twice to get two samples of it.
 
-    `read` finds format and answer in a response; `method` and `mode` name the measurement. `revise` may
-    change the responses to the prompts before they are read.
+    `read` finds format and answer in a response; `method` and `mode` name the measurement.
     """
     samples, prompts = numbered(task.id for task in tasks), [task.prompt for task in tasks]
     keys = [(task.id, sample) for task, sample in zip(tasks, samples, strict=True)]
     named: dict[str, Any] = {"prefix": prefix, "max_new_tokens": max_new_tokens, "keys": keys}
     responses = respond(policy, prompts, sampling=Sampling(temperature, top_p, seed), **named)
-    if revise is not None:
-        responses = revise(prompts, responses)
     return [
         score(task, response, read, sample=sample, seed=seed, method=method, mode=mode)
         for task, sample, response in zip(tasks, samples, responses, strict=True)

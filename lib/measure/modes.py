@@ -1,21 +1,18 @@
-"""The ways to ask a policy that can answer in several formats: one format, all of them, votes, a budget."""
+"""The ways to ask a policy that can answer in several formats: one format, all of them, votes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from operator import eq
 from typing import Any, Protocol
 
-from lib.engines.ask import Policy, Response, as_engine, ask, respond
-from lib.engines.base import Engine, Sampling
-from lib.formats import ReasoningFormat, detect_format
+from lib.engines.ask import Policy, as_engine, ask
+from lib.formats import ReasoningFormat
 from lib.tasks import Rollout, Task, question_key
 
 MODES = ("adaptive", *(format.value for format in ReasoningFormat), "consensus", "majority")
 SHORT_FORMATS = (ReasoningFormat.DIRECT, ReasoningFormat.SHORT_COT, ReasoningFormat.CODE)
-ANSWER_ROOM = 16  # tokens for an answer that is forced
 Ask = Callable[[Sequence[Task], str], list[Rollout]]
 
 
@@ -32,7 +29,6 @@ def answer(
     mode: str = "adaptive",
     *,
     samples: int = 8,
-    budget: int | None = None,
     max_new_tokens: int = 160,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -44,8 +40,7 @@ def answer(
     """Ask each question, in order; the policy picks the format, or `mode` names it (ARM, section 4.4).
 
     "consensus" asks in the three short formats, and in long CoT where they do not all agree. "majority" takes
-    the most frequent answer of `samples` adaptive responses. With a `budget` a response that is not finished
-    after so many tokens is closed, and its answer forced. A question is a `Task`; text is put into ARM's
+    the most frequent answer of `samples` adaptive responses. A question is a `Task`; text is put into ARM's
     frame, and is neither right nor wrong. Temperature 0 is greedy. `equal` compares two answers (see
     `lib.verify`).
     """
@@ -53,20 +48,16 @@ def answer(
         raise ValueError(f"unknown mode {mode!r}; there are {', '.join(MODES)}")
     if isinstance(questions, str):
         raise TypeError("questions must be a list; put the one question into [ ]")
-    if budget is not None and budget < 1:
-        raise ValueError(f"budget must be 1 token or more, or None, got {budget}")
     if mode == "majority" and (temperature == 0 or samples < 1):
         raise ValueError(
             "majority needs samples of 1 or more and a temperature above 0: greedy votes are equal"
         )
     engine, tasks = as_engine(policy, batch_size=batch_size), [_as_task(question) for question in questions]
-    force = partial(force_answers, engine, sampling=Sampling(temperature, top_p, seed)) if budget else None
 
     def asked(chosen: Sequence[Task], prefix: str) -> list[Rollout]:
         named: dict[str, Any] = {"method": method, "mode": mode, "temperature": temperature}
-        named |= {"top_p": top_p, "seed": seed}
-        cap = budget or max_new_tokens
-        return ask(engine, chosen, prefix=prefix, max_new_tokens=cap, revise=force, **named)
+        named |= {"top_p": top_p, "seed": seed, "max_new_tokens": max_new_tokens}
+        return ask(engine, chosen, prefix=prefix, **named)
 
     if mode == "consensus":
         return _by_consensus(asked, tasks, equal)
@@ -132,33 +123,3 @@ def _by_majority(votes: Sequence[Rollout], equal: Callable[[str, str], bool]) ->
     agreed = _all_equal([vote.answer for vote in votes], equal)
     sample = votes[0].sample // len(votes)
     return replace(chosen, sample=sample, tokens=sum(vote.tokens for vote in votes), agreed=agreed)
-
-
-def force_answers(
-    engine: Engine, prompts: Sequence[str], responses: Sequence[Response], *, sampling: Sampling
-) -> list[Response]:
-    """Close the responses that are cut off, and let the policy write the answer right there.
-
-    The tokens of the closing and of the answer are counted too, so they come on top of the budget.
-    """
-    cut = [place for place, response in enumerate(responses) if response.truncated]
-    if not cut:
-        return list(responses)
-    closed = [close_response(responses[place].text) for place in cut]
-    asked = [prompts[place] + text for place, text in zip(cut, closed, strict=True)]
-    keys = [(prompt, place) for place, prompt in enumerate(asked)]
-    forced = respond(engine, asked, max_new_tokens=ANSWER_ROOM, sampling=sampling, keys=keys)
-    found = list(responses)
-    for place, text, end in zip(cut, closed, forced, strict=True):
-        tokens = len(engine.tokenizer(text, add_special_tokens=False).input_ids) + end.tokens
-        found[place] = Response(f"{text}{end.text}", tokens, end.truncated)
-    return found
-
-
-def close_response(text: str) -> str:
-    """A response that was cut off, up to where its answer begins: what is open is closed."""
-    format = detect_format(text)
-    if format is None or format is ReasoningFormat.DIRECT or "<ANSWER>" in text:
-        return text
-    reasoning = text.rstrip().removesuffix(f"</{format.tag}>").rstrip()
-    return f"{reasoning}\n</{format.tag}>\n{ReasoningFormat.DIRECT.prefix}"

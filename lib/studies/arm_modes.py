@@ -14,14 +14,14 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.dial import UNTAGGED_PREFIX, read_untagged
-from lib.engines.ask import Policy, Response, as_engine, ask, read_tagged, score
+from lib.engines.ask import ask, read_tagged
 from lib.engines.base import Sampling
 from lib.formats import ReasoningFormat, parse_response
-from lib.measure.modes import force_answers
 from lib.policies.load import load_policy
 from lib.runs import Run, runs_folder
 from lib.sandbox import run_python, split_simulated_output
 from lib.studies.arm_tables import mode_summary
+from lib.studies.budgets import cut_and_close
 from lib.studies.depths import question_sets
 from lib.studies.records import Outcome
 from lib.tasks import Rollout, Task, rollout_table
@@ -70,8 +70,9 @@ def ask_in_every_way(
         rollouts += asked(tasks, prefix=prefix, mode=format.value)
     programs = [rollout for rollout in rollouts if rollout.mode == ReasoningFormat.CODE][:PROGRAMS]
     rollouts += [executed(task, rollout) for task, rollout in zip(tasks, programs, strict=False)]
+    sampling = Sampling(TEMPERATURE, seed=seed)
     for budget in () if untagged else BUDGETS:
-        rollouts += cut_and_close(policy, tasks, adaptive[::VOTES], budget)
+        rollouts += cut_and_close(policy, tasks, adaptive[::VOTES], budget, sampling)
     return rollouts
 
 
@@ -84,28 +85,6 @@ def executed(task: Task, rollout: Rollout) -> Rollout:
         return replace(rollout, mode="executed")
     right = is_correct(str(value), task.answer, task.kind)
     return replace(rollout, mode="executed", answer=str(value), correct=right)
-
-
-def cut_and_close(
-    policy: Policy, tasks: Sequence[Task], whole: Sequence[Rollout], budget: int
-) -> list[Rollout]:
-    """What `lib.measure.modes.answer` with a budget gives, from whole responses: the same up to the limit."""
-    engine = as_engine(policy)
-    cut = [_cut(engine.tokenizer, rollout, budget) for rollout in whole]
-    sampling = Sampling(TEMPERATURE, seed=whole[0].seed)
-    closed = force_answers(engine, [task.prompt for task in tasks], cut, sampling=sampling)
-    named = {name: getattr(whole[0], name) for name in ("seed", "method", "sample")}
-    return [
-        score(task, one, read_tagged, mode=f"budget_{budget}", **named)
-        for task, one in zip(tasks, closed, strict=True)
-    ]
-
-
-def _cut(tokenizer: PreTrainedTokenizerBase, rollout: Rollout, budget: int) -> Response:
-    if rollout.tokens <= budget:
-        return Response(rollout.text, rollout.tokens, rollout.truncated)
-    ids = tokenizer(rollout.text, add_special_tokens=False).input_ids[:budget]
-    return Response(str(tokenizer.decode(ids)), budget, truncated=True)
 
 
 def compact(rollouts: Sequence[Rollout], tasks: Sequence[Task]) -> pd.DataFrame:

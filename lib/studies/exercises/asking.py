@@ -12,9 +12,10 @@ from statistics import mean, pstdev, variance
 
 from lib.formats import ReasoningFormat, detect_format
 from lib.measure.intervals import Z95, mean_interval
-from lib.measure.modes import close_response, consensus, majority_vote
+from lib.measure.modes import consensus, majority_vote
 from lib.studies import arm_choice
 from lib.studies.arm_choice import Rates
+from lib.studies.budgets import close_response
 from lib.studies.exercises.core import Check
 from lib.verify import is_correct
 
