@@ -270,22 +270,16 @@ def write_provenance(folder: Path, **facts: Any) -> None:
 def check_provenance(folder: Path) -> dict[str, Any]:
     """Read provenance.json and compare every file with its SHA-256; raises CheckpointError."""
     path, place = folder / "provenance.json", _shown(folder)
-
-    def fault(what: str) -> CheckpointError:
-        remedy = (
-            f"Restore it with `git checkout -- {place}`, or make it again with the notebook that trains it."
-        )
-        return CheckpointError(f"{what}. {remedy}")
-
+    remedy = f"Restore it with `git checkout -- {place}`, or make it again with the notebook that trains it."
     if not path.exists():
-        raise fault(f"There is no checkpoint at {place}: provenance.json is missing")
+        raise CheckpointError(f"There is no checkpoint at {place}: provenance.json is missing. {remedy}")
     record = read_json(path)
     for name, expected in record["sha256"].items():
         if not (folder / name).exists():
-            raise fault(f"The checkpoint {place} is not complete: {name} is missing")
+            raise CheckpointError(f"The checkpoint {place} is not complete: {name} is missing. {remedy}")
         if sha256(folder / name) != expected:
             changed = f"The checkpoint file {_shown(folder / name)} is damaged or was changed"
-            raise fault(f"{changed}: its SHA-256 is not the one in provenance.json")
+            raise CheckpointError(f"{changed}: its SHA-256 is not the one in provenance.json. {remedy}")
     return record
 
 

@@ -6,6 +6,7 @@ from lib.dial import dial_task, dial_tokenizer, gold_response, new_dial_model, s
 from lib.engines import ask
 from lib.engines.ask import Response
 from lib.engines.base import Completion, Sampling
+from lib.engines.local import TransformersEngine
 from lib.formats import ReasoningFormat, render_response
 from lib.measure.modes import answer, consensus, majority_vote
 from lib.studies.budgets import close_response, cut_and_close
@@ -87,7 +88,7 @@ def test_a_question_as_text_and_as_an_object_is_the_same_question(policy):
 
 def test_order_is_kept_the_prefix_counted_and_truncation_flagged(policy):
     questions = sample_questions(7, seed=0, depths=[12, 1, 5])
-    together = answer(policy, questions, "long_cot", max_new_tokens=5, batch_size=3)
+    together = answer(TransformersEngine(*policy, batch_size=3), questions, "long_cot", max_new_tokens=5)
     assert together == [answer(policy, [q], "long_cot", max_new_tokens=5)[0] for q in questions]
     assert len({a.text for a in together}) > 1  # else any order would do
     for found in together:  # an untrained model does not end within 5 tokens

@@ -48,9 +48,9 @@ def load_engine(name: str, base: str, *, url: str = "", **options: Any) -> Engin
     return ServerEngine(url, base, load_tokenizer(base), **options)
 
 
-def as_engine(policy: Policy, **options: Any) -> Engine:
-    """An engine as it is; a model and its tokenizer as an engine of this process, with `options`."""
-    return TransformersEngine(*policy, **options) if isinstance(policy, tuple) else policy
+def as_engine(policy: Policy) -> Engine:
+    """An engine as it is; a model and its tokenizer as an engine of this process."""
+    return TransformersEngine(*policy) if isinstance(policy, tuple) else policy
 
 
 def respond(

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lib.engines.base import Completion, Request, Sampling
 from lib.engines.decode import decode
 
+ROWS = 256  # that a pass over prompts holds
+
 
 @dataclass(eq=False, repr=False)
 class TransformersEngine:
@@ -34,18 +36,13 @@ class TransformersEngine:
 
 
 def decision_states(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    *,
-    batch_size: int = 256,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> torch.Tensor:
     """Last-layer hidden state at the last prompt token, where the response format is chosen: (N, width)."""
     states = []
-    for first in range(0, len(prompts), batch_size):
-        batch = tokenizer(
-            list(prompts[first : first + batch_size]), return_tensors="pt", padding=True, padding_side="left"
-        )
+    for first in range(0, len(prompts), ROWS):
+        some = list(prompts[first : first + ROWS])
+        batch = tokenizer(some, return_tensors="pt", padding=True, padding_side="left")
         with torch.inference_mode():
             hidden = model(
                 input_ids=batch["input_ids"].to(model.device),

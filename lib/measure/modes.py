@@ -33,7 +33,6 @@ def answer(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    batch_size: int = 256,
     equal: Callable[[str, str], bool] = eq,
     method: str = "",
 ) -> list[Rollout]:
@@ -52,7 +51,7 @@ def answer(
         raise ValueError(
             "majority needs samples of 1 or more and a temperature above 0: greedy votes are equal"
         )
-    engine, tasks = as_engine(policy, batch_size=batch_size), [_as_task(question) for question in questions]
+    engine, tasks = as_engine(policy), [_as_task(question) for question in questions]
 
     def asked(chosen: Sequence[Task], prefix: str) -> list[Rollout]:
         named: dict[str, Any] = {"method": method, "mode": mode, "temperature": temperature}
