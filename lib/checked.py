@@ -12,8 +12,6 @@ class Config:
 Why not pydantic: it reads True as the choice 1, and says of what is allowed only the end that was passed.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib.util
 import math

@@ -1,7 +1,5 @@
 """The four reasoning formats of ARM: how a response is written, and how it is read back."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from enum import StrEnum

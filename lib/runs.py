@@ -7,8 +7,6 @@ Every file is replaced in one step, so a reader never sees half of one, and a ki
 trained is kept with the settings that decide it: the same settings find it again, others train beside it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

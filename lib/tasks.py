@@ -1,7 +1,5 @@
 """One record of a question and one of a response, for dial questions and real ones alike."""
 
-from __future__ import annotations
-
 import hashlib
 import unicodedata
 from collections.abc import Sequence
@@ -109,7 +107,7 @@ class Rollout:
         return self.tokens
 
 
-def rollout_table(rollouts: Sequence[Rollout], tasks: Sequence[Task]) -> pd.DataFrame:
+def rollout_table(rollouts: Sequence[Rollout], tasks: Sequence[Task]) -> "pd.DataFrame":
     """A row for each rollout, with tier, depth and source of its task; every summary is computed from it.
 
     Column `used` is the format, or "invalid" where no answer could be read.

@@ -3,11 +3,9 @@
 The prompt ends in an open `<think>`. A response whose first token is `</think>` skips thinking.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,7 +27,7 @@ class ModeTokens:
     @classmethod
     def find(
         cls, tokenizer: PreTrainedTokenizerBase, *, open: str = OPEN, close: str = CLOSE, start: str = "Okay"
-    ) -> ModeTokens:
+    ) -> Self:
         """Look the tokens up. `close` and `start` must be one token each, as they are forced as the first."""
 
         def one(name: str, text: str) -> int:

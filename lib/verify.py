@@ -1,7 +1,5 @@
 """Is this answer right? Numbers, LaTeX, choices and text: strictly, or by the rules of ARM's code."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Files that are written whole or not at all, JSONL that grows, and locks."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """The command line of the course: `python -m lib.course --help`."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

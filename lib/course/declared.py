@@ -1,7 +1,5 @@
 """What a notebook declares in its parameters cell, what is wrong with values for it, and its first call."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Execute one notebook in a process of its own (`stoppable`), and say where it failed."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

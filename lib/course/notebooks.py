@@ -1,7 +1,5 @@
 """The notebooks of the course: find them, choose some, take their cells."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The values that a profile and `--set` give to a notebook, checked before anything runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

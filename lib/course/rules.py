@@ -15,8 +15,6 @@ What depends on other parameters follows after a comma: `needs TEACHER_URL` (use
 every element, and there is at least one.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Run the notebooks in order: check all first, repeat nothing that is finished, stop after a failure."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

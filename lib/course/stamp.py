@@ -1,7 +1,5 @@
 """Put the outputs of a finished run into the committed notebook, and say there what made them."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """Ask a policy in words: texts in, texts out, and tasks in, rollouts out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import repeat

@@ -1,7 +1,5 @@
 """The one interface of all engines: token ids in, token ids out. Completions can be kept in a file."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import defaultdict

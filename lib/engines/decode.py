@@ -5,8 +5,6 @@ a random stream of its own, so what it writes does not depend on those beside it
 matrix product, which may change with the size of a batch.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any

@@ -7,8 +7,6 @@ bitsandbytes. Config and result pass through JSON files; what the processes writ
 line. Several machines are found in the environment (see `nodes`).
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import json

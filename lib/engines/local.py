@@ -1,7 +1,5 @@
 """A model in this process: continue token ids, and look at the state it decides from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 

@@ -7,8 +7,6 @@ the command, such as the course; the others take part in every `launch.run` of i
 end with it. All see one run folder; RUNS_DIR says where. The port after MASTER_PORT is taken too.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

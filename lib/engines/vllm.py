@@ -1,7 +1,5 @@
 """vLLM in this process. It has an environment of its own: see README, vLLM."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Self

@@ -5,8 +5,6 @@ The folder holds call.json; rank 0 writes result.json, or the launcher failure.j
 several machines each has a launcher, and all see the folder.
 """
 
-from __future__ import annotations
-
 import atexit
 import io
 import os

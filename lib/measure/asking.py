@@ -1,7 +1,5 @@
 """Ask a notebook's model with the accelerator to itself, by transformers or by a server of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

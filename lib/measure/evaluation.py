@@ -1,7 +1,5 @@
 """Rollouts into numbers: accuracy and tokens with intervals, shares of formats, and what a state tells."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any

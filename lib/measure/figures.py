@@ -1,7 +1,5 @@
 """The figures of the course, in one look: the same colour, marker and name for a format everywhere."""
 
-from __future__ import annotations
-
 from io import BytesIO
 
 import matplotlib.pyplot as plt

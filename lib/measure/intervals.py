@@ -1,7 +1,5 @@
 """Intervals: of a rate, of a mean, and of a few seeds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The ways to ask a policy that can answer in several formats: one format, all of them, votes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import eq

@@ -1,7 +1,5 @@
 """Methods of training: formulas, hooks and configuration of each in a file of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

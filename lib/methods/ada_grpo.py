@@ -1,7 +1,5 @@
 """Ada-GRPO (ARM, section 4.2): GRPO with rewards scaled up for formats that are rare in their group."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

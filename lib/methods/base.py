@@ -4,8 +4,6 @@ B prompts with G responses each. A method is a subclass of `MethodConfig`, or of
 its constants are fields, its formulas hooks. Every hook can be called without a trainer.
 """
 
-from __future__ import annotations
-
 import random
 import typing
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What every trainer of the course does beside training: log, show progress, stop safely."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Build and train: the same for every method."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial

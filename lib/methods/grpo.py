@@ -4,8 +4,6 @@ Shapes: B prompts with G samples each, N = B * G responses of T tokens. `mask` (
 response and 0 on padding. TRL's GRPOTrainer computes the same; tests hold both together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self

@@ -1,7 +1,5 @@
 """How responses are read: which mode one opens in, how to make it open so, and is it right."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

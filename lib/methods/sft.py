@@ -4,8 +4,6 @@ Prompt and response are tokenised apart, as they are at inference. Together, a b
 merge the colon that ends the prompt with the tag that opens the response, into a token never seen later.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

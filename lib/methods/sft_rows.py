@@ -1,7 +1,5 @@
 """Rows for supervised fine-tuning: read, encoded with labels, and checked for what would mislead."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Two baselines of AdaptThink that sample freely: GRPO with its bonus, and GRPO with a price on length."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

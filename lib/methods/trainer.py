@@ -1,7 +1,5 @@
 """The one trainer of all methods: TRL's, without padding, asks the hooks of a method."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

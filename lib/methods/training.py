@@ -1,7 +1,5 @@
 """What all trainings share: arguments, precision, resuming, a safe end, loading, little noise."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -4,8 +4,6 @@ Responses come from our decode loop, passes for log-probs leave padding out, and
 similar length. Loss and gradient are those of TRL's own passes, to rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import Any

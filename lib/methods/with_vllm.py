@@ -4,8 +4,6 @@ vLLM's log-probs are not quite the trainer's, so the ratio of the two weighs eac
 (TRL's default is one ratio for a whole response, and none above 3: long responses would be left out.)
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """LoRA on a policy: put it on, and merge it in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

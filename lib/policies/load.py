@@ -1,7 +1,5 @@
 """Load a policy: a shipped checkpoint, a folder or a hub model."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -1,7 +1,5 @@
 """What a model takes in memory, and how to lend it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

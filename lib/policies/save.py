@@ -1,7 +1,5 @@
 """Save a policy: weights, tokenizer and provenance, whole or not at all."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any

@@ -25,8 +25,6 @@ a path exists, and reading what is in /usr/lib and beside Python's libraries. A 
 is up. Nor is a result more honest than its program: what a program says its answer is, it is.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import math

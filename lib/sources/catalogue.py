@@ -1,7 +1,5 @@
 """The catalogue of datasets: home, licence, pinned revision, and who reads the rows (`data/sources.yaml`)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Rows out of jsonl, json, csv and parquet files, with their numbers."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

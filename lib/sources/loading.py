@@ -4,8 +4,6 @@ A broken row is an error that names file, line and reason. Asked to go on, `load
 problem beside the rest: rows read = examples + problems, always. Both ways in give the same examples.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re
@@ -102,7 +100,7 @@ def _split(name: str, split: str, folder: str | Path) -> list[Task]:
     return [replace(task, split=split) for task in tasks if (task.key <= last_held_out) == held_out]
 
 
-def fits_in(tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> Callable[[Task], bool]:
+def fits_in(tokenizer: "PreTrainedTokenizerBase", max_prompt_tokens: int) -> Callable[[Task], bool]:
     """Whether the prompt of a task has at most so many tokens: what `load_tasks` may ask for."""
     return lambda task: len(tokenizer(task.prompt).input_ids) <= max_prompt_tokens
 

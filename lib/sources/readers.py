@@ -4,8 +4,6 @@ A reader per dataset understands the rows of the hub and those of the papers' re
 the same fields for both. What it cannot use it refuses with a RowError that says why.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Mapping, Sequence
