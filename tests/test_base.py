@@ -11,6 +11,7 @@ from lib.formats import ReasoningFormat
 from lib.measure import evaluation
 from lib.measure.modes import answer
 from lib.policies.load import load_policy
+from lib.studies.qlora_tables import valid_share
 from lib.tasks import rollout_table
 
 D, S, C, L = ReasoningFormat
@@ -48,7 +49,7 @@ def test_difficulty_is_readable_where_the_format_is_chosen(base):
 
 def test_the_base_does_not_know_the_tags(base):
     rollouts = ask(base, dial.dial_tasks(600, seed=13), temperature=1.0)
-    assert evaluation.valid_share(rollouts)[0] < 0.05
+    assert valid_share(rollouts)[0] < 0.05
 
 
 def test_the_base_has_met_every_tag_as_a_word(base):
@@ -67,7 +68,7 @@ def sft():
 def test_sft_uses_every_format_on_every_tier(sft):
     questions = dial.dial_tasks(1500, seed=101)
     rollouts = answer(sft, questions, temperature=1.0, seed=101)
-    assert evaluation.valid_share(rollouts)[0] >= 0.99
+    assert valid_share(rollouts)[0] >= 0.99
     shares = evaluation.format_shares(rollout_table(rollouts, questions))[list(ReasoningFormat)]
     assert shares.min().min() >= 0.15 and shares.max().max() <= 0.40
     states = decision_states(*sft, [question.prompt for question in questions])

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib.course import command, runner
+from lib.course import __main__ as command
+from lib.course import runner
 from lib.course.declared import read_parameters
 from lib.course.notebooks import CourseError, code_hash
 from lib.course.profiles import plan

@@ -13,6 +13,7 @@ from lib.engines.local import decision_states
 from lib.formats import ReasoningFormat
 from lib.measure import evaluation, intervals
 from lib.measure.asking import asking
+from lib.studies.qlora_tables import valid_share
 from lib.tasks import Rollout, Task, rollout_table
 from lib.verify import is_correct
 
@@ -75,7 +76,7 @@ def test_format_shares_by_tier_and_the_valid_share():
     assert shares.loc["hard"].tolist() == [0.5, 0, 0.25, 0, 0.25]
     assert shares.loc["easy"].tolist() == [0, 0, 0.5, 0, 0.5]
     assert shares.index.tolist() == ["hard", "easy"]
-    assert evaluation.valid_share(rollouts) == pytest.approx((4 / 6, *intervals.wilson_interval(4, 6)))
+    assert valid_share(rollouts) == pytest.approx((4 / 6, *intervals.wilson_interval(4, 6)))
 
 
 def test_the_oracle_is_right_and_cheapest():

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from lib.course.command import _parser
+from lib.course.__main__ import _parser
 from lib.runs import ROOT
 
 JOBS = ROOT / "notebooks" / "profiles" / "jobs"

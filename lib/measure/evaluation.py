@@ -1,6 +1,7 @@
 """Rollouts into numbers: accuracy and tokens with intervals, shares of formats, and what a state tells."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,13 +19,11 @@ FORMATS = [format.value for format in ReasoningFormat]
 SUMMARISED = ["accuracy", "accuracy_low", "accuracy_high", "tokens", "tokens_low", "tokens_high", "count"]
 
 
-def ask_in_every_format(
-    policy: Policy, tasks: Sequence[Task], *, max_new_tokens: int = 160, method: str = ""
-) -> list[Rollout]:
+def ask_in_every_format(policy: Policy, tasks: Sequence[Task], *, max_new_tokens: int = 160) -> list[Rollout]:
     """The rollouts of `ask`, greedy and once in each format; the mode is the format."""
-    named: dict[str, Any] = {"max_new_tokens": max_new_tokens, "method": method}
-    asked = (ask(policy, tasks, prefix=form.prefix, mode=form.value, **named) for form in ReasoningFormat)
-    return list(chain.from_iterable(asked))
+    asked = partial(ask, policy, tasks, max_new_tokens=max_new_tokens)
+    formats = (asked(prefix=format.prefix, mode=format.value) for format in ReasoningFormat)
+    return list(chain.from_iterable(formats))
 
 
 def summarise(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -72,12 +71,6 @@ def format_shares(table: pd.DataFrame) -> pd.DataFrame:
     return counts.unstack(fill_value=0.0).reindex(
         index=table["tier"].unique(), columns=[*FORMATS, "invalid"], fill_value=0.0
     )
-
-
-def valid_share(rollouts: Sequence[Rollout]) -> tuple[float, float, float]:
-    """The share of valid responses, and its 95 % Wilson interval: (share, low, high)."""
-    valid = sum(rollout.answer is not None for rollout in rollouts)
-    return valid / len(rollouts), *wilson_interval(valid, len(rollouts))
 
 
 def probe_accuracy(states: torch.Tensor, labels: Sequence[str]) -> float:

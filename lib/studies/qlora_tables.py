@@ -24,7 +24,7 @@ from lib.runs import read_json
 from lib.studies.paired import bootstrap_paired
 from lib.studies.qlora import batch_of, drift
 from lib.studies.records import RUNS
-from lib.tasks import Task, rollout_table
+from lib.tasks import Rollout, Task, rollout_table
 
 # ---- rounding and merging --------------------------------------------------------------------------
 
@@ -88,6 +88,12 @@ def merged_answers(
 
 
 # ---- runs ------------------------------------------------------------------------------------------
+
+
+def valid_share(rollouts: Sequence[Rollout]) -> tuple[float, float, float]:
+    """The share of valid responses, and its 95 % Wilson interval: (share, low, high)."""
+    valid = sum(rollout.answer is not None for rollout in rollouts)
+    return valid / len(rollouts), *wilson_interval(valid, len(rollouts))
 
 
 def format_report(free: pd.DataFrame, forced: pd.DataFrame) -> dict[str, Any]:
