@@ -40,12 +40,8 @@ def decision_states(
     states = []
     for first in range(0, len(prompts), ROWS):
         some = list(prompts[first : first + ROWS])
-        batch = tokenizer(some, return_tensors="pt", padding=True, padding_side="left")
+        batch = tokenizer(some, return_tensors="pt", padding=True, padding_side="left").to(model.device)
         with torch.inference_mode():
-            hidden = model(
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-                output_hidden_states=True,
-            ).hidden_states[-1]
-        states.append(hidden[:, -1].float().cpu())
+            read = model(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+        states.append(read.hidden_states[-1][:, -1].float().cpu())
     return torch.cat(states)
