@@ -66,7 +66,8 @@ def drawn_means(tables: Sequence[pd.DataFrame], column: str, draws: int, seed: i
             cells[part].unstack(fill_value=0).reindex(columns=ids).to_numpy(float) for part in cells
         )
         total, count = (((drawn[name] @ part) * questions).sum(1) for part in (sums, sizes))
-        found.append(total / count)
+        with np.errstate(invalid="ignore"):  # a few answers may all be left out of a draw
+            found.append(total / count)
     return found
 
 
@@ -77,6 +78,6 @@ def _weights(rng: np.random.Generator, count: int, draws: int) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> Interval:
-    """The first value, and where 95 % of the others lie."""
-    low, high = np.quantile(values[1:], [0.025, 0.975])
+    """The first value, and where 95 % of the others lie; draws in which nothing was counted are left out."""
+    low, high = np.nanquantile(values[1:], [0.025, 0.975])
     return float(values[0]), float(low), float(high)
