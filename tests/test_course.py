@@ -209,7 +209,6 @@ def test_solutions_run_as_they_stand_and_are_stamped_beside_the_notebooks(folder
     path = write(folder / "solutions", "00_a", "print(STEPS)")
     readme = folder / "README.md"
     readme.write_text("| [A](notebooks/00_a.ipynb) | Why? | never | much |\n")
-    monkeypatch.setattr(runner, "find_solutions", lambda: [path])
     monkeypatch.setattr(command, "find_solutions", lambda: [path])
     assert command.main(["--solutions", "--only", "00"]) == 0
     assert (private_runs / "cpu" / "solutions" / "00_a" / "00_a.ipynb").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 from lib.course.declared import read_parameters
 from lib.course.notebooks import CourseError, choose, find_notebooks, find_solutions
 from lib.course.profiles import DEFAULT_PROFILE, assignment, plan, solution_plan
-from lib.course.runner import run_course, run_solutions, table
+from lib.course.runner import run_course, run_plans, table
 from lib.course.stamp import stamp
 from lib.runs import ROOT, RunFolderError
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stamp(solution_plan(path) if options.solutions else plan(path, DEFAULT_PROFILE, {}))
                 print(f"{path.stem}  stamped")
         else:
-            return _run(options)
+            return _run(options, chosen)
     except (CourseError, RunFolderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -65,19 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    which = {"only": options.only, "start": options.start, "again": options.again}
+def _run(options: argparse.Namespace, chosen: Sequence[Path]) -> int:
     # Two at a time on processors: a notebook takes one thread. At other profiles they need one another.
     usual = 1 if _is_real(options) else min(2, os.cpu_count() or 1)
     jobs = usual if options.jobs is None else options.jobs
     if options.solutions:
         if options.set or options.profile != DEFAULT_PROFILE:
             raise CourseError("--solutions takes no --profile and no --set: a solution runs as it stands.")
-        outcomes = run_solutions(**which, jobs=jobs)
-    elif _is_real(options) and not _fits(options):
+        outcomes = run_plans([solution_plan(path) for path in chosen], again=options.again, jobs=jobs)
+    elif _is_real(options) and not _fits(options, chosen):
         return 1
     else:
         given = dict(assignment(text) for text in options.set)
+        which = {"only": options.only, "start": options.start, "again": options.again}
         outcomes = run_course(**which, jobs=jobs, profile=options.profile, overrides=given)
     print(f"\n{table(outcomes)}")
     return 1 if any(outcome.failed for outcome in outcomes) else 0
@@ -87,10 +87,10 @@ def _is_real(options: argparse.Namespace) -> bool:
     return options.profile not in (DEFAULT_PROFILE, "smoke")
 
 
-def _fits(options: argparse.Namespace) -> bool:
+def _fits(options: argparse.Namespace, chosen: Sequence[Path]) -> bool:
     """Ask the planner, which says what does not fit; a process of its own, for it stands above this room."""
-    chosen = [path.stem for path in choose(find_notebooks(), options.only, options.start)]
-    words = [options.profile, "--brief", "--machine", options.machine, "--only", *chosen]
+    words = [options.profile, "--brief", "--machine", options.machine]
+    words += ["--only", *(path.stem for path in chosen)]
     words += [word for text in options.set for word in ("--set", text)]
     return subprocess.run([sys.executable, "-m", "lib.studies.planner", *words], cwd=ROOT).returncode == 0
 

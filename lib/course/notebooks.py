@@ -22,9 +22,9 @@ def find_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
     return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
 
 
-def find_solutions(folder: Path = NOTEBOOKS) -> list[Path]:
+def find_solutions() -> list[Path]:
     """The solutions of the exercises, named like their notebooks."""
-    return find_notebooks(folder / "solutions")
+    return find_notebooks(NOTEBOOKS / "solutions")
 
 
 def choose(notebooks: Sequence[Path], only: Sequence[str], start: str | None) -> list[Path]:

@@ -14,16 +14,8 @@ import yaml
 
 from lib.checked import close, raise_faults
 from lib.course.execute import explain_failure, papermill
-from lib.course.notebooks import (
-    NOTEBOOKS,
-    CourseError,
-    choose,
-    clock,
-    code_hash,
-    find_notebooks,
-    find_solutions,
-)
-from lib.course.profiles import DEFAULT_PROFILE, Plan, plan, solution_plan
+from lib.course.notebooks import NOTEBOOKS, CourseError, choose, clock, code_hash, find_notebooks
+from lib.course.profiles import DEFAULT_PROFILE, Plan, plan
 from lib.runs import ROOT, HeldError, held, located, provenance, read_json, write_atomically, write_json
 
 
@@ -61,14 +53,6 @@ def run_course(
     plans = [plan(path, profile, overrides or {}) for path in chosen]
     check_plans(plans, overrides or {})
     return run_plans(plans, again=again, jobs=jobs, say=say)
-
-
-def run_solutions(
-    only: Sequence[str] = (), start: str | None = None, again: bool = False, jobs: int = 1
-) -> list[Outcome]:
-    """The same for the solutions of the exercises."""
-    chosen = choose(find_solutions(), only, start)
-    return run_plans([solution_plan(path) for path in chosen], again=again, jobs=jobs)
 
 
 def run_plans(
