@@ -29,7 +29,6 @@ class MethodTrainer(TrimmingTrainer):
     def __init__(self, method: MethodConfig, reading: Reading, **named: Any):
         self.method, self.reading = method, reading
         self._name, self._tag_names = method.name, ["trl", "grpo", method.name.replace("_", "-")]
-        self._starts: list[str | None] | None = None  # of this process's responses
         self._all_starts: dict[str | None, None] = {}  # of all processes: each once
         self._loss_inputs: dict[str, Any] | None = None  # while TRL's loss is computed
         super().__init__(**named)
@@ -64,22 +63,15 @@ class MethodTrainer(TrimmingTrainer):
         plain = super()._generate_single_turn
         if not self.model.training:
             return plain(prompt_ids, *more, **named)
-        self._starts = starts = self._draw_starts(len(prompt_ids))
+        starts = self._draw_starts(len(prompt_ids))
         self._all_starts = dict.fromkeys(gather_object(starts))
         if set(self._all_starts) == {None}:
-            found, log_probs = plain(prompt_ids, *more, **named)
-            return self._cut(found, log_probs)
-        if self.use_vllm or self._ours():
-            requests = [self._request(*pair) for pair in zip(prompt_ids, starts, strict=True)]
-            drawn = sample(self, requests, draw_seed()) if self.use_vllm else (self._decode(requests), None)
-            return self._cut(*drawn)
-        completions: list[list[int]] = [[] for _ in prompt_ids]
-        for start in self._all_starts:  # a process without such rows draws one: the others need its shard
-            rows = [row for row, wanted in enumerate(starts) if wanted == start]
-            made = self._continue([prompt_ids[row] for row in rows or [0]], start)
-            for row, ids in zip(rows, made, strict=False):
-                completions[row] = ids
-        return completions, None
+            return self._cut(*plain(prompt_ids, *more, **named))
+        requests = [self._request(*pair) for pair in zip(prompt_ids, starts, strict=True)]
+        if self.use_vllm:
+            return self._cut(*sample(self, requests, draw_seed()))
+        drawn = self._decode(requests) if self._ours() else self._start_by_start(requests, starts)
+        return self._cut(drawn, None)
 
     def _draw_starts(self, count: int) -> list[str | None]:
         """The modes that this process's next `count` responses must open with."""
@@ -97,16 +89,18 @@ class MethodTrainer(TrimmingTrainer):
         forced = tuple(opening.ids)
         return Request(tuple(prompt_ids), forced, length - len(forced), never_first=tuple(opening.never))
 
-    def _continue(self, prompt_ids: Sequence[list[int]], start: str | None) -> list[list[int]]:
-        """Responses that open in one mode, within its cap; a free one is cut to that of the mode it chose."""
-        if start is None:
-            return self._cut(super()._generate_single_turn(prompt_ids, None, {}, len(prompt_ids))[0], None)[0]
-        forced, never = self.reading.opening(start)
-        with self._restricted(self.method.cap(start, self.progress) - len(forced), never):
-            found, _ = super()._generate_single_turn(
-                [[*ids, *forced] for ids in prompt_ids], None, {}, len(prompt_ids)
-            )
-        return [[*forced, *ids] for ids in found]
+    def _start_by_start(self, requests: Sequence[Request], starts: Sequence[str | None]) -> list[list[int]]:
+        """Completions, forced tokens first, by TRL's own loop: all that open in one mode together."""
+        completions: list[list[int]] = [[] for _ in requests]
+        for start in self._all_starts:  # a process without such rows draws one: the others need its shard
+            rows = [row for row, wanted in enumerate(starts) if wanted == start]
+            some = [self._request(requests[row].prompt_ids, start) for row in rows or [0]]
+            ids = [[*one.prompt_ids, *one.forced_ids] for one in some]
+            with self._restricted(some[0].max_new_tokens, some[0].never_first):
+                found, _ = super()._generate_single_turn(ids, None, {}, len(ids))
+            for row, one, drawn in zip(rows, some, found, strict=False):
+                completions[row] = [*one.forced_ids, *drawn]
+        return completions
 
     @contextmanager
     def _restricted(self, length: int, never_first: Sequence[int]) -> Iterator[None]:
