@@ -1,12 +1,10 @@
 """The configurations of a frozen LLM: instruction, temperature and number of steps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import yaml
@@ -39,14 +37,14 @@ class ActionSpace:
                 raise ValueError(f"{name} must hold one or more different values, got {values}")
 
     @classmethod
-    def paper(cls) -> ActionSpace:
+    def paper(cls) -> Self:
         """100 instructions x 11 temperatures x 8 numbers of steps (paper, appendix C)."""
         parts = yaml.safe_load((ROOT / "data" / "instructions.yaml").read_text(encoding="utf-8"))
         pairs = tuple(" ".join(pair) for pair in product(parts["strategies"], parts["emphases"]))
         return cls(pairs, tuple(k / 10 for k in range(11)), tuple(range(3, 11)))
 
     @classmethod
-    def released_code(cls) -> ActionSpace:
+    def released_code(cls) -> Self:
         """100 x 10 x 7: the released code starts at temperature 0.1 and ends at nine steps."""
         paper = cls.paper()
         return cls(paper.instructions, paper.temperatures[1:], paper.steps[:-1])

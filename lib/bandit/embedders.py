@@ -1,7 +1,5 @@
 """Questions as vectors for the configuration policy; each text is embedded once and kept."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path

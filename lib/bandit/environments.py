@@ -1,7 +1,5 @@
 """What answers a decision with a reward: a frozen LLM."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A judge has TRL's signature (prompts, completions, answer) -> one number in [0, 1] per completion.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How a frozen LLM is asked through a chat server, and how its replies are read."""
 
-from __future__ import annotations
-
 import re
 
 from lib.bandit.actions import Action

@@ -4,8 +4,6 @@ The LLM is asked once and rewarded once, so this is a contextual bandit. The pol
 one head for each part of the configuration; REINFORCE trains it, Boltzmann sampling explores.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import signal

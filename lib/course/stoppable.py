@@ -4,8 +4,6 @@ A signal, or the end of the process that started it, interrupts the running cell
 does: a training finishes its step and saves. No further cell begins. A second signal does not wait.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

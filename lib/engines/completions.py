@@ -1,7 +1,5 @@
 """A server that continues token ids, as an engine: `/v1/completions` of vLLM, SGLang and others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass

@@ -4,8 +4,6 @@
 address for every "{url}" in it. Stop a server before training: it holds the devices.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

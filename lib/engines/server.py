@@ -4,8 +4,6 @@ A reply is cached under a hash of its request as soon as it is there. So a kille
 for nothing twice. A failure is never cached and never taken for an answer.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

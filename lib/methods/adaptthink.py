@@ -4,8 +4,6 @@ The prompt ends in an open `<think>`. A response whose first token is `</think>`
 training responses are forced to begin so: the model would never try it by itself, and so never learn it.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

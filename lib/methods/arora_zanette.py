@@ -1,7 +1,5 @@
 """Arora and Zanette (arXiv 2502.04463): among right answers, pay those that are short for their question."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 

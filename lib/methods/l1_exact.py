@@ -1,7 +1,5 @@
 """L1-Exact (LCPO, arXiv 2503.04697): think for as many tokens as the prompt asks for."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """L1-Max (LCPO, arXiv 2503.04697): think for at most as many tokens as the prompt asks for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
