@@ -2,8 +2,8 @@
 
 python -m lib.studies.judging      900 replies of the dial LLM under random configurations, to 06_judges
 
-The paper's judge at test time passes a reply if any step deduces the answer; "anywhere" is that rule. The other
-judge is the LLM's own mean probability of a token of its reply, as a judge without a reference would have it.
+The paper's judge at test time passes a reply if any step deduces the answer; "anywhere" is that rule. The
+other judge is the LLM's own mean probability of a token of its reply: a judge without a reference.
 """
 
 from __future__ import annotations
