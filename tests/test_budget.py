@@ -153,3 +153,19 @@ def test_every_budget_is_shipped_with_ten_seeds(method):
 def test_the_settings_are_those_that_tuning_chose(method):
     used = read_json(bandit_budget.RUNS / "06_budget" / method / "provenance.json")["settings"]
     assert used == {name: bandit_budget.chosen(method, name) for name in bandit_budget.RANGES}
+
+
+def test_a_linear_bandit_is_ahead_at_few_answers_and_reinforce_passes_the_best_fixed_action():
+    rewards = {
+        name: rows.set_index(["answers", "seed"])["reward"] for name, rows in shipped("06_budget").items()
+    }
+    for method in ("reinforce_1", "reinforce_4", "reinforce_64"):
+        assert (rewards["lin_ts"] - rewards[method])[400].mean() > 0.1
+        assert (rewards[method] - rewards["best_fixed"])[800].mean() > 0.1
+        assert rewards[method][400].mean() < 0.6 * rewards[method][25_600].mean()
+
+
+def test_what_was_learnt_does_not_carry_over_to_an_llm_of_other_habits():
+    rows = shipped("06_beyond")["learned"].groupby("condition")["reward"].mean()
+    assert rows["other_habits"] + 0.2 < rows["other_habits_own"]
+    assert rows["sums_from_others"] < 0.2 < 0.5 < rows["sums"]
