@@ -19,6 +19,7 @@ ROOMS = {
     "02": "fine_tuning",
     "03": "ada_grpo",
     "04": "asking",
+    "05": "adaptthink",
 }
 CHECKS = {
     f"{number}-{name}": value

@@ -1,0 +1,213 @@
+"""Notebook 05's figures: both modes by level, losses at the start, while training, by depth, the plane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.measure.figures import PALETTE
+
+LOOK = {
+    "thinking": {"color": "0.35", "marker": "^", "ls": ":"},
+    "nothinking": {"color": PALETTE[1], "marker": "v", "ls": "--"},
+    "adaptthink": {"color": PALETTE[0], "marker": "o", "ls": "-"},
+}
+SPARE = ((PALETTE[2], "s", "-."), (PALETTE[3], "D", "--"), (PALETTE[4], "P", ":"), (PALETTE[9], "X", "-"))
+NAMES = {"thinking": "always thinking", "nothinking": "never thinking", "adaptthink": "AdaptThink"}
+LOSSES = {"geometric_mean": "-", "unadjusted": "--", "sequence": "-.", "token": ":"}
+
+
+def look(method: str, place: int = 0) -> dict[str, object]:
+    """Colour, marker and line of a method; what has none of its own takes a spare one."""
+    colour, marker, style = SPARE[place % len(SPARE)]
+    return LOOK.get(method, {"color": colour, "marker": marker, "ls": style})
+
+
+def _looks(methods: Sequence[str]) -> dict[str, dict[str, object]]:
+    spare = [method for method in methods if method not in LOOK]
+    return {m: look(m, spare.index(m) if m in spare else 0) for m in methods}
+
+
+# ---- before training ---------------------------------------------------------------------------
+
+
+def pilot(answers: pd.DataFrame, level: str) -> Figure:
+    """Three panels by level: accuracy and tokens of both modes, and where thinking raises the pass rate."""
+    by_mode = answers.groupby([level, "mode"])[["correct", "tokens"]].mean().unstack()
+    rates = answers.groupby([level, "task_id", "mode"])["correct"].mean().unstack()
+    gains = (rates["thinking"] > rates["nothinking"]).groupby(level).mean()
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    for mode in ("thinking", "nothinking"):
+        for ax, name in zip(axes, ("correct", "tokens"), strict=False):
+            ax.plot(by_mode.index, by_mode[name][mode], ms=5, label=NAMES[mode], **look(mode))
+    axes[2].bar(gains.index, gains, color="0.5")
+    labels = ("accuracy", "mean tokens per response", "share where thinking helps")
+    for ax, label in zip(axes, labels, strict=True):
+        ax.set(xlabel=f"{level} of the question", ylabel=label, ylim=(0, None), xticks=list(gains.index))
+    axes[2].set_ylim(0, 1)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def weights(found: Mapping[str, pd.DataFrame]) -> Figure:
+    """A panel per outcome: the size of each loss's weight (columns) over P (index), both log; 0 is a gap."""
+    figure, axes = plt.subplots(1, len(found), figsize=(9, 3.2), sharey=True, layout="constrained")
+    for ax, (title, table) in zip(axes, found.items(), strict=True):
+        for name in table:
+            sizes = table[name].abs()
+            ax.plot(table.index, sizes.where(sizes > 0), LOSSES[name], lw=2, label=name)
+        ax.set(xscale="log", yscale="log", title=title, xlabel="P(</think>) (log scale)")
+    axes[0].set_ylabel("size of the weight (log scale)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def starts(curves: Mapping[str, np.ndarray]) -> Figure:
+    """P(skip) over updates of the toy, a line per loss, both axes log."""
+    figure, ax = plt.subplots(figsize=(6.4, 3.3), layout="constrained")
+    for name, curve in curves.items():
+        ax.plot(range(1, len(curve)), curve[1:], LOSSES[name], lw=2, label=name)
+    ax.axhline(0.1, color="0.4", lw=0.8)
+    ax.set(xscale="log", yscale="log", xlabel="update (log scale)", ylabel="P(skip) (log scale)")
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+# ---- while training ----------------------------------------------------------------------------
+
+
+def watched(live: pd.DataFrame, others: pd.DataFrame, tiers: Sequence[str]) -> Figure:
+    """Free responses while training, two panels by tier and one for other first words.
+
+    Lines: the live run; bands: from lowest to highest of the other seeds. Rows have `step` and `seed`.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.3), layout="constrained")
+    for ax, name, label in (
+        (axes[0], "nothinking_ratio", "NoThinking ratio"),
+        (axes[1], "accuracy", "accuracy"),
+    ):
+        for tier, colour, style in zip(tiers, PALETTE, ("-", "--", ":", "-.", "-"), strict=False):
+            _line(ax, live, others, f"{tier}/{name}", color=colour, ls=style, label=tier)
+        ax.set(ylabel=label)
+    _line(axes[2], live, others, "other_start_ratio", color="0.3", ls="-")
+    axes[2].set(ylabel="share of other first words")
+    for ax in axes:
+        ax.set(xlabel="update", ylim=(-0.03, 1.03))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    return figure
+
+
+def _line(ax: Axes, live: pd.DataFrame, others: pd.DataFrame, name: str, **how: object) -> None:
+    if name in others:
+        band = others.groupby("step")[name].agg(["min", "max"])
+        ax.fill_between(band.index, band["min"], band["max"], color=how["color"], alpha=0.2, lw=0)
+    ax.plot(live["step"], live[name], marker="o", ms=3.5, **how)
+
+
+def mended(runs: Mapping[str, pd.DataFrame]) -> Figure:
+    """Other first words and accuracy over the updates: a thin line per seed, a thick one for the mean."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.1), layout="constrained")
+    labels = {"other_start_ratio": "share of other first words", "accuracy": "accuracy of free responses"}
+    for ax, (name, label) in zip(axes, labels.items(), strict=True):
+        for (method, rows), (colour, _, style) in zip(runs.items(), SPARE, strict=False):
+            for _, one in rows.groupby("seed"):
+                ax.plot(one["step"], one[name], color=colour, ls=style, lw=0.8, alpha=0.5)
+            mean = rows.groupby("step")[name].mean()
+            ax.plot(mean.index, mean, color=colour, ls=style, lw=2.5, label=method)
+        ax.set(xlabel="update", ylabel=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+# ---- by depth ----------------------------------------------------------------------------------
+
+
+def depth_lines(
+    lines: pd.DataFrame,
+    panels: Mapping[str, str],
+    *,
+    names: Mapping[str, str] = NAMES,
+    trained: float | None = None,
+) -> Figure:
+    """A panel for each column over depth, a line per method with its interval (`_low`, `_high`).
+
+    `trained` draws the end of the training range.
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(max(6.0, 3.5 * len(panels)), 3.4), squeeze=False, layout="constrained"
+    )
+    looks = _looks(list(lines["method"].unique()))
+    for ax, (name, label) in zip(axes[0], panels.items(), strict=True):
+        for method, rows in lines.groupby("method", sort=False):
+            band = (rows[f"{name}_low"].astype(float), rows[f"{name}_high"].astype(float))
+            ax.fill_between(rows["depth"], *band, color=looks[method]["color"], alpha=0.2, lw=0)
+            ax.plot(rows["depth"], rows[name], ms=4, label=names.get(method, method), **looks[method])
+        if trained is not None:
+            ax.axvline(trained + 0.5, color="black", lw=1, ls="--")
+        ax.set(xlabel="depth of the question", ylabel=label, xticks=sorted(lines["depth"].unique()))
+        ax.tick_params(axis="x", labelsize=9)
+        ax.set_ylim(*((0, None) if name == "tokens" else (-0.03, 1.04)))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+# ---- the plane ---------------------------------------------------------------------------------
+
+
+def plane(
+    routers: pd.DataFrame, policies: pd.DataFrame, *, zoom: tuple[float, float, float, float]
+) -> Figure:
+    """Tokens against accuracy twice, whole and zoomed: routers as lines, policies as points with intervals.
+
+    `routers` are as of `thinking_bounds.points`; `policies` has policy, group, accuracy and tokens with
+    _low and _high. Those of one group are joined by a line, in order.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6), layout="constrained")
+    for ax in axes:
+        _routers(ax, routers)
+        for (group, rows), (colour, marker, style) in zip(
+            policies.groupby("group", sort=False), _groups(), strict=False
+        ):
+            bars = {
+                f"{axis}err": [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
+                for axis, name in (("x", "tokens"), ("y", "accuracy"))
+            }
+            bars = {name: [side.clip(lower=0) for side in sides] for name, sides in bars.items()}
+            ax.errorbar(
+                rows["tokens"], rows["accuracy"], **bars, color=colour, marker=marker, ls=style, lw=1, ms=6,
+                capsize=2, label=group,
+            )  # fmt: skip
+        ax.set(xlabel="mean tokens per response", ylabel="accuracy")
+    left, right, low, high = zoom
+    axes[1].set(xlim=(left, right), ylim=(low, high), title="the corner, larger")
+    inside = policies[policies["tokens"].between(left, right) & policies["accuracy"].between(low, high)]
+    for _, row in inside.iterrows():
+        where = (row["tokens"], row["accuracy"])
+        axes[1].annotate(row["policy"], where, (6, -11), textcoords="offset points", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _groups() -> list[tuple[object, str, str]]:
+    order = (LOOK["thinking"], LOOK["nothinking"], LOOK["adaptthink"])
+    return [*((one["color"], one["marker"], "-") for one in order), *SPARE]
+
+
+def _routers(ax: Axes, routers: pd.DataFrame) -> None:
+    """Thresholds and probes as lines from setting to setting, oracles as stars, chance as a straight line."""
+    ends = routers[routers["router"] == "threshold"].sort_values("tokens").iloc[[0, -1]]
+    ax.plot(ends["tokens"], ends["accuracy"], color="0.6", ls=":", label="random mixture", zorder=0)
+    for (name, rows), style in zip(
+        routers[routers["setting"] != ""].groupby("router", sort=False), ("-", "--"), strict=False
+    ):
+        rows = rows.sort_values("tokens")
+        ax.plot(rows["tokens"], rows["accuracy"], style, color="0.25", lw=1.2, label=name, zorder=1)
+    stars = routers[routers["setting"] == ""]
+    for (_, row), marker in zip(stars.iterrows(), ("*", "p", "h"), strict=False):
+        at = ([row["tokens"]], [row["accuracy"]])
+        ax.plot(*at, marker, color="black", ms=10, label=row["router"], zorder=2)
