@@ -155,9 +155,8 @@ def _at(tokens: np.ndarray, costs: np.ndarray, rights: np.ndarray) -> np.ndarray
     return np.array([np.interp(*one) for one in zip(tokens, costs.T, rights.T, strict=True)])
 
 
-def bounds(policy: Loaded, *methods: str, text: Callable[..., str]) -> pd.DataFrame:
-    """Accuracy, tokens and share skipped of routers and trained policies, and the gap closed."""
-    found = routers(policy)
+def bounds(found: dict[str, pd.DataFrame], *methods: str, text: Callable[..., str]) -> pd.DataFrame:
+    """Accuracy, tokens and share skipped of `routers` and of trained policies, and the gap closed."""
     named = {name: found[name] for name in ("oracle by depth", "oracle by question", "hindsight")}
     named |= {name: table for name, table in found.items() if name in ("threshold 6", "probe 0.8")}
     rows = {}

@@ -68,10 +68,10 @@ def weights(found: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def starts(curves: Mapping[str, np.ndarray]) -> Figure:
-    """P(skip) over updates of the toy, a line per loss, both axes log."""
+    """P(skip) over updates of the toy, both axes log; a line's name begins with its loss and a comma."""
     figure, ax = plt.subplots(figsize=(6.4, 3.3), layout="constrained")
     for name, curve in curves.items():
-        ax.plot(range(1, len(curve)), curve[1:], LOSSES[name], lw=2, label=name)
+        ax.plot(range(1, len(curve)), curve[1:], LOSSES[name.partition(",")[0]], lw=2, label=name)
     ax.axhline(0.1, color="0.4", lw=0.8)
     ax.set(xscale="log", yscale="log", xlabel="update (log scale)", ylabel="P(skip) (log scale)")
     figure.legend(loc="outside right center", frameon=False)

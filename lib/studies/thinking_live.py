@@ -1,4 +1,4 @@
-"""A run of notebook 05 itself, of the dial world or of real models, as answers like those that are shipped."""
+"""A run of notebook 05 itself, of the dial world or of real models, as answers like the shipped ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from lib.measure.evaluation import summarise
 from lib.studies import thinking_bounds
-from lib.studies.paired import bootstrap_mean
+from lib.studies.paired import Interval, bootstrap_mean
 from lib.studies.thinking_answers import used
 from lib.tasks import Rollout, Task, rollout_table
 from lib.thinking import NOTHINKING
@@ -28,6 +28,11 @@ def as_answers(rollouts: Sequence[Rollout], tasks: Sequence[Task], *, start: str
 def level(answers: pd.DataFrame) -> str:
     """What tells difficulty: the depth (in MATH, the level) where all answers have one, else the tier."""
     return "depth" if answers["depth"].notna().all() else "tier"
+
+
+def ends(found: Interval) -> dict[str, float]:
+    """An interval by name, to be quoted."""
+    return dict(zip(("mean", "low", "high"), found, strict=True))
 
 
 def routers(live: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -64,6 +69,6 @@ def _measured(part: pd.DataFrame) -> dict[str, float]:
         return {name: row[name] for name in row if name.startswith(("accuracy", "tokens"))}
     found = {}
     for name, column in (("accuracy", "correct"), ("tokens", "tokens")):
-        ends = bootstrap_mean(part, column, draws=500)
-        found |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+        values = bootstrap_mean(part, column, draws=500)
+        found |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
     return found

@@ -55,7 +55,7 @@ mode = Check(
         ([], 58, 71),
     ],
     {
-        "The close tag stands in every thinking response too, at its thought's end. Look at the first token.": (
+        "The close tag ends every thought, so each thinking response has it, too. Look at the first token.": (
             lambda ids, close, start: (
                 "nothinking" if close in ids else "thinking" if start in ids else "other"
             )
