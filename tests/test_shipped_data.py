@@ -140,8 +140,8 @@ def test_seeds_have_their_own_questions_and_reference_samples():
 
 
 def test_only_losses_without_an_importance_weight_leave_the_start():
-    found = cold_start.on_model().set_index("loss")
-    assert (found.loc[["sequence"], "log_p_end"] < -10).all()
+    found = cold_start.on_model().set_index(["loss", "rate"])
+    assert (found.loc["sequence", "log P, end"] < -10).all()
     assert (thinking_tables.watched("adaptthink").groupby("seed")["log_p_nothinking"].max() > -4).all()
 
 

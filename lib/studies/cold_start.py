@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lib.methods.adaptthink import VARIANTS, Variant
+from lib.methods.adaptthink import VARIANTS, AdaptThink, Variant
 from lib.runs import read_json
-from lib.studies.thinking_answers import PLACE
+from lib.studies.thinking_answers import PLACE, made
+from lib.studies.thinking_tables import watched
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,51 @@ def sweep(
 
 
 def on_model() -> pd.DataFrame:
-    """The shipped runs on dial-thinker: a row for each loss, rate and seed, with the curve of log P(skip).
+    """The shipped runs on dial-thinker: a row for each loss and rate, over its seeds.
 
-    Columns loss, rate, seed, updates, log_p_start, log_p_end, `left` (the first watched update where a free
-    response in ten skips, or inf), skips and accuracy at the end.
+    `log P` before and after, the update after which a free response in ten skips (inf: none within the run;
+    read at every tenth), and the share that skips at the end.
     """
+    rows = [*_started(), *_released()]
+    if not rows:
+        return pd.DataFrame()
+    groups = pd.DataFrame(rows).groupby(["loss", "rate"])
+    return groups.agg(
+        **{
+            "seeds": ("left", "size"),
+            "updates": ("updates", "max"),
+            "log P, start": ("log_p_start", "mean"),
+            "log P, end": ("log_p_end", "mean"),
+            "left at, earliest": ("left", "min"),
+            "left at, latest": ("left", "max"),
+            "skips, end": ("skips_end", "mean"),
+        }
+    ).reset_index()
+
+
+def _started() -> list[dict[str, Any]]:
+    """The runs that look at the start alone."""
     rows = []
     for path in sorted(PLACE.glob("start/*/seed_*/summary.json")):
         loss, _, rate = path.parent.parent.name.rpartition("_")
         found = read_json(path)
-        left = [update for update, share in zip(found["update"], found["skips"], strict=True) if share >= 0.1]
-        ends = {f"{name}_end": found[name][-1] for name in ("log_p", "skips", "accuracy")}
-        known = {"loss": loss, "rate": float(rate), "seed": int(path.parent.name.removeprefix("seed_"))}
-        known |= {"updates": found["update"][-1], "log_p_start": found["log_p"][0], **ends}
-        rows.append(known | {"left": min(left, default=math.inf), "lowest accuracy": min(found["accuracy"])})
-    return pd.DataFrame(rows).sort_values(["loss", "rate", "seed"]).reset_index(drop=True)
+        rows.append(
+            {"loss": loss, "rate": float(rate)} | _way(*(found[n] for n in ("update", "log_p", "skips")))
+        )
+    return rows
+
+
+def _released() -> list[dict[str, Any]]:
+    """AdaptThink's own runs: the released loss at its rate."""
+    if not made(["adaptthink"]):
+        return []
+    columns = ["step", "log_p_nothinking", "nothinking_ratio"]
+    known = {"loss": "geometric_mean", "rate": AdaptThink.cpu().learning_rate}
+    seeds = watched("adaptthink").groupby("seed")
+    return [known | _way(*(rows[name].tolist() for name in columns)) for _, rows in seeds]
+
+
+def _way(updates: list[float], log_p: list[float], skips: list[float]) -> dict[str, float]:
+    left = [update for update, share in zip(updates, skips, strict=True) if share >= 0.1]
+    ends = {"log_p_start": log_p[0], "log_p_end": log_p[-1], "skips_end": skips[-1]}
+    return ends | {"updates": updates[-1], "left": min(left, default=math.inf)}

@@ -45,7 +45,7 @@ def paired_modes(answers: pd.DataFrame) -> pd.DataFrame:
     answers = answers.rename(columns={"correct": "right"})
     wide = answers.pivot(index=index, columns="method", values=["right", "tokens"])
     wide.columns = [f"{value}_{mode}" for value, mode in wide.columns]
-    return wide.astype(float).reset_index()
+    return wide.dropna().astype(float).reset_index()
 
 
 def routed(table: pd.DataFrame, skips: np.ndarray | pd.Series) -> pd.DataFrame:

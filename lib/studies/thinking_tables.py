@@ -13,9 +13,12 @@ import pandas as pd
 from lib.dial import MAX_DEPTH, TIERS
 from lib.studies.format_choice import DRAWS, seeds, text
 from lib.studies.paired import Interval, bootstrap_mean, bootstrap_paired, saving
-from lib.studies.thinking_answers import PLACE, balanced, made, read_answers, read_forced
-from lib.thinking import NOTHINKING
+from lib.studies.thinking_answers import OTHER, PLACE, balanced, made, read_answers, read_forced
+from lib.studies.thinking_bounds import both_modes, routed
+from lib.thinking import NOTHINKING, THINKING
 
+FEW = 100  # answers: fewer are counted, and have no interval
+DID = {NOTHINKING: "skipped", THINKING: "thought", OTHER: "began otherwise"}
 QUANTITIES = {"accuracy": "correct", "tokens": "tokens", "skips": "skips"}
 
 
@@ -84,8 +87,28 @@ def chosen_modes(answers: pd.DataFrame, by: str = "tier") -> pd.DataFrame:
     for (method, level, mode), part in answers.groupby(["method", by, "used"], sort=False):
         whole = (answers["method"] == method) & (answers[by] == level)
         known = {"method": method, by: level, "mode": mode, "share": len(part) / whole.sum()}
-        rows.append(known | {"accuracy": text(bootstrap_mean(part, "correct", draws=DRAWS)), "n": len(part)})
+        many = len(part) >= FEW
+        right = (
+            text(bootstrap_mean(part, "correct", draws=DRAWS)) if many else f"{part['correct'].sum()} right"
+        )
+        rows.append(known | {"accuracy": right, "n": len(part)})
     return pd.DataFrame(rows)
+
+
+def lost_points(method: str, *, within: int = 6) -> pd.DataFrame:
+    """Points that a policy loses against the router that skips up to a depth, by what it did.
+
+    Each answer is held against the router's mean on the same question; the rows add up to the difference.
+    """
+    answers, table = balanced(method), both_modes()
+    router = routed(table, table["depth"] <= within).groupby("question")["correct"].mean()
+    lost = answers["question"].map(router) - answers["correct"]
+    reach = answers["depth"].le(within).map({True: f"depth 1 to {within}", False: "deeper"})
+    kinds = [answers["used"].map(DID), reach]
+    found = pd.DataFrame({"share of answers": lost.groupby(kinds).size() / len(answers)})
+    found["points lost"] = 100 * lost.groupby(kinds).sum() / len(answers)
+    found.loc[("all", ""), :] = [1.0, 100 * lost.mean()]
+    return found.rename_axis(["what it did", "where"])
 
 
 def short_mode(*methods: str) -> pd.DataFrame:
