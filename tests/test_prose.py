@@ -1,4 +1,4 @@
-"""Every measured number in notebooks 00 to 04, their lecturer's pages and the README is held.
+"""Every measured number in notebooks 00 to 05, their lecturer's pages and the README is held.
 
 `python tests/prose.py 03` lists them; CONTRIBUTING.md says how to quote one.
 """
@@ -26,7 +26,7 @@ from lib.course.notebooks import find_notebooks
 HELD = ("00", "01", "02", "03", "04", "05")  # the others follow with their second edition
 PATHS = [path for path in find_notebooks() if path.stem[:2] in HELD]
 PAGES = sorted((ROOT / "notebooks" / "lecturer").glob("[0-9][0-9]_*.md"))
-LATER = ("AdaptThink", "AdaReasoner", "Real models, on a processor", "Not run")  # points of the README
+LATER = ("AdaReasoner", "Real models, on a processor", "Not run")  # points of the README
 README = (ROOT / "README.md").read_text()
 
 

@@ -73,7 +73,8 @@ def starts(curves: Mapping[str, np.ndarray]) -> Figure:
     for name, curve in curves.items():
         ax.plot(range(1, len(curve)), curve[1:], LOSSES[name.partition(",")[0]], lw=2, label=name)
     ax.axhline(0.1, color="0.4", lw=0.8)
-    ax.set(xscale="log", yscale="log", xlabel="update (log scale)", ylabel="P(skip) (log scale)")
+    ax.set(xscale="log", yscale="log", ylim=(1e-7, 2))
+    ax.set(xlabel="update (log scale)", ylabel="P(skip) (log scale)")
     figure.legend(loc="outside right center", frameon=False)
     return figure
 
