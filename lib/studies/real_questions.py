@@ -24,6 +24,7 @@ from lib.bandit.learner import ConfigurationPolicy, choose
 from lib.bandit.llms import CUT, LLM, Request, ServerLLM
 from lib.bandit.prompting import FRAME, configured_prompt, read_reply
 from lib.bandit.training import BanditConfig, BanditTrainer
+from lib.engines.server import ChatServer
 from lib.runs import Run, located
 from lib.sources.loading import load
 from lib.studies.prompting_baselines import self_consistency
@@ -104,14 +105,15 @@ class Contest:
             return self.llm.server.estimate(self.llm.bodies(self.requests()))
         return f"{len(self.requests()):,} requests to send at most"
 
-    def _say_time(self, show: Callable[[str], None]) -> None:
+    def _say_time(self, server: ChatServer, show: Callable[[str], None]) -> None:
         """How long it will take, by the first question."""
         begun = time.monotonic()
         self.llm.ask([Request(self.cot(self.test[0]), 0.0)])
         seconds = time.monotonic() - begun
-        at_once = self.llm.server.workers if isinstance(self.llm, ServerLLM) else 1
-        tests = len(self.requests()) - len(LEARNERS) * self.budget
-        turns = len(LEARNERS) * self.budget / min(self.batch, at_once) + tests / at_once
+        learning = len(LEARNERS) * self.budget
+        turns = (
+            learning / min(self.batch, server.workers) + (len(self.requests()) - learning) / server.workers
+        )
         if seconds > 0.05:  # else it was kept
             show(f"one reply took {seconds:.1f} s: about {turns * seconds / 60:.0f} min in all")
 
@@ -138,15 +140,9 @@ class Contest:
         if method == "random":
             return random_actions(len(self.test), self.space.size, self.seed)
         if method == "best fixed":
-            some = candidates(self.space.size, self.budget, self.seed)
-            best, _ = best_fixed(
-                len(some),
-                lambda questions, places, seed: world(questions, some[places], seed),
-                questions=len(self.train),
-                requests=self.budget,
-                seed=self.seed,
-            )
-            return some[best].expand(len(self.test))
+            size, budget = self.space.size, {"questions": len(self.train), "requests": self.budget}
+            best, _ = best_fixed(size, world, **budget, seed=self.seed, start=comparable(size, self.budget))
+            return torch.full((len(self.test),), best)
         if method == "LinTS":
             bandit = ConfigurationBandit(
                 learnt.shape[1], self.space, rule="lin_ts", exploration=0.3, factorised=True
@@ -166,7 +162,8 @@ class Contest:
 
         What the LLM has answered is kept by it, so a run that was killed goes on where it was.
         """
-        self._say_time(show)
+        if isinstance(self.llm, ServerLLM):
+            self._say_time(self.llm.server, show)
         rows = [self._rows(method, self._replies(method, run, show)) for method in METHODS]
         return pd.concat(rows, ignore_index=True)
 
@@ -228,7 +225,6 @@ class Contest:
         return [float(is_correct(self.read(reply), reference, sort)) for reply, reference, sort in triples]
 
 
-def candidates(size: int, budget: int, seed: int) -> torch.Tensor:
-    """As many of `size` actions, drawn at random, as halving can compare with so many answers: (K,)."""
-    count = max(k for k in range(1, size + 1) if k * max(1, math.ceil(math.log2(k))) <= budget)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
+def comparable(size: int, budget: int) -> int:
+    """How many of `size` actions halving can compare with so many answers, one each in the first round."""
+    return max(k for k in range(1, size + 1) if k * max(1, math.ceil(math.log2(k))) <= budget)

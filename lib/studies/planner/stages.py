@@ -235,7 +235,7 @@ def _bandit(values: Values, machine: Machine) -> list[Stage]:
     model = find_model(values["SERVER_MODEL"], "SERVER_MODEL") if here else None
     if model is None:
         return [Stage("judge", terms, [], disk)] if terms else []
-    requests = 4 * values["REAL_UPDATES"] + 2 * values["REAL_TEST"]
+    requests = 3 * 4 * values["REAL_UPDATES"] + 10 * values["REAL_TEST"]  # see lib.studies.real_questions
     served, cost = _server(model, machine, requests, REPLY, REPLY / 4)
     return [Stage("server and judge", [*served, *terms], [cost], [*disk, _download(model)], shared=True)]
 
