@@ -111,7 +111,7 @@ def test_a_judge_is_the_reward_and_stands_beside_exact_match():
     assert made.reward(made.test[0], CUT) == 0.0 and made.reward(made.test[0], "Answer: 100") == 0.9
     table = real_tables.summary(found)
     assert table.loc["learned", "judged low"] <= table.loc["learned", "judged"] <= 0.9
-    assert table.loc["learned", "judged"] > 0.8
+    assert table.loc["learned", "judged"] > table.loc["random", "judged"] > 0.1
     agreed = real_tables.agreement(found)
     assert agreed.loc["all", ["agree", "auc", "judged if right", "if wrong"]].tolist() == pytest.approx(
         [1, 1, 0.9, 0.2]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 import torch
@@ -34,6 +35,9 @@ from lib.verify import is_correct
 
 AT_ONCE = 100  # test questions between two lines of progress
 LEARNERS = ("learned", "LinTS", "best fixed")
+# Best at 100 to 400 answers of the dial LLM on validation questions (`lib.studies.bandit_budget`).
+LINTS: dict[str, Any] = {"factorised": True, "exploration": 0.2, "ridge": 3.0}
+REINFORCE: dict[str, Any] = {"learning_rate": 1e-2, "entropy_bonus": 0.1}
 METHODS = (*LEARNERS, "random", "CoT", "self-consistency")
 
 
@@ -144,14 +148,13 @@ class Contest:
             best, _ = best_fixed(size, world, **budget, seed=self.seed, start=comparable(size, self.budget))
             return torch.full((len(self.test),), best)
         if method == "LinTS":
-            bandit = ConfigurationBandit(
-                learnt.shape[1], self.space, rule="lin_ts", exploration=0.3, factorised=True
-            )
+            bandit = ConfigurationBandit(learnt.shape[1], self.space, rule="lin_ts", **LINTS)
             bandit.train(learnt, world, updates=updates, batch_size=self.batch, seed=self.seed)
             return bandit.choose(asked)
         torch.manual_seed(self.seed)
         policy = ConfigurationPolicy(learnt.shape[1], self.space)
-        config = BanditConfig(updates=updates, batch_size=self.batch, seed=self.seed)
+        reinforce = REINFORCE | {"decay": 0.3 ** (1 / updates), "updates": updates}
+        config = BanditConfig(**reinforce, batch_size=self.batch, seed=self.seed)
         BanditTrainer(policy, learnt, world, config, run).train(say=print)
         return choose(policy, asked).actions
 

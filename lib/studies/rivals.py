@@ -68,7 +68,14 @@ class ConfigurationBandit:
     """A linear bandit over configurations, joint or factorised, with the environment loop around it."""
 
     def __init__(
-        self, dim: int, space: ActionSpace, *, rule: Rule, exploration: float, factorised: bool = False
+        self,
+        dim: int,
+        space: ActionSpace,
+        *,
+        rule: Rule,
+        exploration: float,
+        factorised: bool = False,
+        ridge: float = 1.0,
     ):
         if factorised and rule == "lin_ucb":
             raise ValueError(
@@ -78,7 +85,7 @@ class ConfigurationBandit:
         sizes = space.sizes if factorised else {"joint": space.size}
         self.space = space
         self.bandits = {
-            name: LinearBandit(dim + 1, size, rule=rule, exploration=exploration)
+            name: LinearBandit(dim + 1, size, rule=rule, exploration=exploration, ridge=ridge)
             for name, size in sizes.items()
         }
 
