@@ -109,7 +109,7 @@ class ChatServer:
         tokens_in = sum(len(json.dumps(one["messages"])) for one in requests) // CHARACTERS_PER_TOKEN
         tokens_out = sum(one["max_tokens"] for one in requests)
         cost = "no price given"
-        if self.price:
+        if self.price and any(self.price):
             dollars = (tokens_in * self.price[0] + tokens_out * self.price[1]) / 1e6
             cost = f"at most about {dollars:,.2f} $"
         return (
