@@ -189,10 +189,11 @@ def embeddings(seeds: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, embedder in {"hidden": None, "ngrams": _ngrams, "kind_and_depth": _kind_and_depth}.items():
         sets = [bandits.question_sets(seed) for seed in seeds]
         if embedder:  # of unit length: a word that no training question has would be blown up by scaling
-            sets = [
-                tuple(replace(one, embeddings=NORM * embedder(one.questions)) for one in pair)
-                for pair in sets
-            ]
+            train, test = (
+                [replace(one, embeddings=NORM * embedder(one.questions)) for one in part]
+                for part in zip(*sets, strict=True)
+            )
+            sets = list(zip(train, test, strict=True))
         found = learners(seeds, [train for train, _ in sets])
         two = {method: found[method] for method in ("learned", "lin_ts")}
         yield from _judged(two, sets, seeds, embedding=name)
@@ -214,8 +215,7 @@ def heads(seeds: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
     for method, choosing in free.items():
         held = np.where([head in choosing for head in HEADS], -1, values)
         for _, rewards, tokens in learning_curves(configs, sets, [ENOUGH], held=held):
-            for number, seed in enumerate(seeds):
-                reward, cost = float(rewards[number]), float(tokens[number])
+            for seed, reward, cost in zip(seeds, rewards.tolist(), tokens.tolist(), strict=True):
                 yield method, {"seed": seed, "reward": round(reward, 4), "tokens": round(cost, 2)}
 
 
@@ -246,8 +246,8 @@ def _few(
         return
     changes, options = LITERAL[method]
     configs = [config_of(method, changes, seed, answers) for seed in seeds]
-    for _, rewards, tokens in learning_curves(configs, sets, [answers], **options):
-        yield from ((n, float(rewards[n]), float(tokens[n])) for n in range(len(seeds)))
+    for _, rewards, costs in learning_curves(configs, sets, [answers], **options):
+        yield from zip(range(len(seeds)), rewards.tolist(), costs.tolist(), strict=True)
 
 
 STUDIES = {"beyond": beyond, "embeddings": embeddings, "heads": heads, "few_shot": few_shot}

@@ -76,7 +76,7 @@ class AnswerByAnswer:
 
     def answer(self) -> None:
         """Draw a question, choose, be rewarded, learn."""
-        question = self.stream.integers(len(self.chances))
+        question = int(self.stream.integers(len(self.chances)))
         place = question if self.reads else 0
         chosen = {}
         for name, head in self.heads.items():

@@ -50,14 +50,14 @@ class Network:
         """Start as the policy of this seed starts."""
         torch.manual_seed(seed)
         policy = ConfigurationPolicy(dim, SPACE, width=WIDTH, head_layers=head_layers)
-        self.layers[0][number] = policy.trunks[0][0].weight.detach().numpy().T
-        self.layers[1][number] = policy.trunks[0][0].bias.detach().numpy()
+        start = {name: weight.detach().numpy() for name, weight in policy.named_parameters()}
+        self.layers[0][number] = start["trunks.0.0.weight"].T
+        self.layers[1][number] = start["trunks.0.0.bias"]
         for place, head in enumerate(HEADS):
-            for layer, linear in enumerate(list(policy.heads[head])[::2]):
-                size = linear.weight.shape[0]
-                weight, bias = self.layers[2 + 2 * layer], self.layers[3 + 2 * layer]
-                weight[number, place, :, :size] = linear.weight.detach().numpy().T
-                bias[number, place, 0, :size] = linear.bias.detach().numpy()
+            for layer in range(head_layers):
+                weight, bias = (start[f"heads.{head}.{2 * layer}.{part}"] for part in ("weight", "bias"))
+                self.layers[2 + 2 * layer][number, place, :, : len(bias)] = weight.T
+                self.layers[3 + 2 * layer][number, place, 0, : len(bias)] = bias
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Embeddings (S, B, D) -> logits (S, 3, B, K), and what each layer read."""
@@ -106,7 +106,7 @@ class Stack:
         trials: int | None = None,
         held: np.ndarray | None = None,
     ):
-        own = {"seed": 0, "learning_rate": 0.01, "entropy_bonus": 0.0}
+        own: dict[str, Any] = {"seed": 0, "learning_rate": 0.01, "entropy_bonus": 0.0}
         if len({replace(config, **own) for config in configs}) > 1:
             raise ValueError("the runs of a stack may differ in seed, learning_rate and entropy_bonus alone")
         self.config, self.trials, self.step = configs[0], trials, 0
