@@ -139,10 +139,11 @@ def test_seeds_have_their_own_questions_and_reference_samples():
     assert len(set(map(frozenset, stored))) == 5
 
 
-def test_only_losses_without_an_importance_weight_leave_the_start():
+def test_the_released_loss_leaves_the_start_and_the_published_one_does_not():
     found = cold_start.on_model().set_index(["loss", "rate"])
-    assert (found.loc["sequence", "log P, end"] < -10).all()
-    assert (thinking_tables.watched("adaptthink").groupby("seed")["log_p_nothinking"].max() > -4).all()
+    published, released = found.loc["sequence", 4e-4], found.loc["geometric_mean", 4e-4]
+    assert published["log P, end"] < -10 and published["left at, earliest"] == float("inf")
+    assert released["seeds"] == 5 and released["left at, latest"] <= 30
 
 
 def test_a_larger_bonus_saves_more_tokens():
