@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lib.bandit import off_policy
 from lib.bandit.actions import ActionSpace
+from lib.studies import off_policy
 from lib.studies.rivals import ConfigurationBandit, LinearBandit, best_fixed, random_actions, regret
 from lib.studies.simulated_surface import simulated_surface
 

@@ -20,6 +20,7 @@ ROOMS = {
     "03": "ada_grpo",
     "04": "asking",
     "05": "adaptthink",
+    "06": "adareasoner",
 }
 CHECKS = {
     f"{number}-{name}": value

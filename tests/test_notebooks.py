@@ -26,7 +26,7 @@ HEADINGS = [
 FORBIDDEN = re.compile(
     r"^\s*[!%]|\bsys\.path\b|\bos\.chdir\b|\bnotebook_login\b|trust_remote_code|\bpip install\b", re.M
 )
-SECOND_EDITION = ("00", "01", "02", "03", "04", "05")  # the others follow
+SECOND_EDITION = ("00", "01", "02", "03", "04", "05", "06")
 NOTEBOOK_PATHS = find_notebooks()
 SOLUTIONS = find_solutions()
 

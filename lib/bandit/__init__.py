@@ -1,8 +1,8 @@
 """AdaReasoner: how a frozen LLM is asked, learnt as a contextual bandit.
 
 actions: what can be chosen · environments: what answers · learner: formulas and policy · training: the loop ·
-off_policy: what another policy would have earned · embedders, judges, llms, prompting: questions in, replies
-out. The rivals and baselines that notebook 06 holds it against are in lib.studies.
+embedders, judges, llms, prompting: questions in, replies out. The rivals and baselines that notebook 06 holds
+it against, and what it makes of logged decisions, are in lib.studies.
 """
 
 from lib.bandit.actions import HEADS, Action, ActionSpace

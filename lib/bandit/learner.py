@@ -37,6 +37,14 @@ def _chosen(values: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
     return values.gather(-1, actions[:, None])[:, 0]
 
 
+def log_probability(
+    logits: Mapping[str, torch.Tensor], actions: Mapping[str, torch.Tensor], temperature: float = 1.0
+) -> torch.Tensor:
+    """log Pi(a): (B, K) and (B,) per head -> (B,); the heads choose apart, so their logs add (eq. 2)."""
+    parts = [_chosen((logits[head] / temperature).log_softmax(-1), actions[head]) for head in logits]
+    return torch.stack(parts).sum(0)
+
+
 def reinforce_loss(
     logits: Mapping[str, torch.Tensor],
     actions: Mapping[str, torch.Tensor],
@@ -52,8 +60,7 @@ def reinforce_loss(
     the paper samples at tau and differentiates at 1.
     """
     advantages = (rewards if baseline is None else rewards - baseline).detach()
-    log_probs = (_chosen((logits[j] / temperature).log_softmax(-1), actions[j]) for j in logits)
-    return -(advantages * sum(log_probs)).mean()
+    return -(advantages * log_probability(logits, actions, temperature)).mean()
 
 
 def zscores(rewards: torch.Tensor, before: torch.Tensor, window: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from lib.dial import frozen_llm
 from lib.dial.world import TIERS
 from lib.measure.figures import PALETTE
+from lib.studies.bandit_curves import SURE
 
 COLOURS = dict(zip(frozen_llm.MIXTURES, PALETTE[:3], strict=True))
 MARKERS = dict(zip(frozen_llm.MIXTURES, "osD", strict=True))
@@ -124,3 +125,61 @@ def _levels(ax: Axes, lines: Mapping[str, float], right_end: float) -> None:
 def type_of(question: frozen_llm.Question) -> str:
     """Kind and tier of a dial question, in words."""
     return f"{frozen_llm.mixture(question)}, {question.tier}"
+
+
+def budget_curves(mean: pd.DataFrame, labels: Mapping[str, str], levels: Mapping[str, float]) -> Figure:
+    """Reward over the number of answers, a line with its 95 % band for each method that has a label.
+
+    mean: of `bandit_curves.over_seeds`; levels: horizontal lines by their names.
+    """
+    figure, ax = plt.subplots(figsize=(9.4, 4.4), dpi=68, layout="constrained")
+    there = [method for method in labels if method in mean.index.get_level_values("method")]
+    for number, (method, marker) in enumerate(zip(there, "os^DvPX*<>", strict=False)):
+        rows = mean.loc[method].sort_index()
+        colour = PALETTE[number % len(PALETTE)]
+        ax.plot(rows.index, rows["mean"], color=colour, marker=marker, ms=5, lw=1.4, label=labels[method])
+        ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.18, lw=0)
+    for (name, value), style in zip(levels.items(), ("--", ":", "-."), strict=False):
+        ax.axhline(value, color="0.3", ls=style, lw=1, label=f"{name.replace('_', ' ')} (known)")
+    ticks = sorted(mean.index.get_level_values("answers").unique())
+    ax.set(
+        xscale="log", xlabel="answers of the frozen LLM (log scale)", ylabel="expected reward, test questions"
+    )
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45, ha="right", fontsize=9)
+    ax.minorticks_off()
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    return figure
+
+
+def differences(found: pd.DataFrame, *, xlabel: str) -> Figure:
+    """Paired differences with 95 % intervals, a row per rival: hollow where not sure after correction."""
+    figure, ax = plt.subplots(figsize=(7.4, 0.3 * len(found) + 1.1), dpi=68, layout="constrained")
+    for place, (_, row) in enumerate(found.iterrows()):
+        ax.plot([row["low"], row["high"]], [place, place], color="black", lw=1.4)
+        ax.plot(row["mean"], place, "o", ms=6, color="black", mfc="black" if row["holm"] < SURE else "white")
+    ax.axvline(0, color="0.4", ls="--", lw=1)
+    ax.set_yticks(range(len(found)), found["other"])
+    ax.set(xlabel=xlabel, ylim=(len(found) - 0.4, -0.6))
+    return figure
+
+
+def leads(found: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
+    """Paired differences over the number of answers, a panel per rival: hollow where not sure (`compare`)."""
+    others = [other for other in labels if other in set(found["other"])]
+    figure, axes = plt.subplots(
+        1, len(others), figsize=(3.2 * len(others), 3.3), dpi=68, layout="constrained", squeeze=False
+    )
+    for ax, other in zip(axes[0], others, strict=True):
+        rows = found[found["other"] == other]
+        ends = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+        ax.errorbar(rows["answers"], rows["mean"], yerr=ends, fmt="none", color="black", lw=1.3, capsize=2)
+        for sure, part in rows.groupby(rows["holm"] < SURE):
+            fill = "black" if sure else "white"
+            ax.plot(part["answers"], part["mean"], "o", ms=5.5, color="black", mfc=fill)
+        ax.axhline(0, color="0.4", ls="--", lw=1)
+        ticks = rows["answers"].tolist()[::2]
+        ax.set(xscale="log", title=labels[other], xlabel="answers (log scale)")
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45, ha="right", fontsize=9)
+        ax.minorticks_off()
+    axes[0, 0].set_ylabel("difference in reward, paired")
+    return figure
