@@ -57,7 +57,7 @@ def _lead(ours: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     columns = [
         both[["seed", "id", f"correct_{side}"]].set_axis(["seed", "id", "correct"], axis=1) for side in "xy"
     ]
-    lead, low, high = bootstrap_paired(*columns, "correct")
+    lead, low, high = bootstrap_paired(columns[0], columns[1], "correct")
     gained, lost = ((columns[a]["correct"] > columns[1 - a]["correct"]).sum() for a in (0, 1))
     p = binomtest(int(gained), int(gained + lost)).pvalue if gained + lost else 1.0
     return {"lead": lead, "lead low": low, "lead high": high, "p": p}

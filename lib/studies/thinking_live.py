@@ -67,7 +67,7 @@ def _measured(part: pd.DataFrame) -> dict[str, float]:
     if part["seed"].nunique() == 1:
         [row] = summarise(part, ["method"]).to_dict(orient="records")
         return {name: row[name] for name in row if name.startswith(("accuracy", "tokens"))}
-    found = {}
+    found: dict[str, float] = {}
     for name, column in (("accuracy", "correct"), ("tokens", "tokens")):
         values = bootstrap_mean(part, column, draws=500)
         found |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))

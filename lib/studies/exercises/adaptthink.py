@@ -226,9 +226,10 @@ def _opened(
     return joined((now - old) * mask, mask, variant).exp()
 
 
-def _renamed(names: dict[str, Variant], *given: Tensor | Variant) -> Tensor:
-    *tensors, variant = given
-    return _ratio(*tensors, names.get(variant, variant))
+def _renamed(
+    names: dict[str, Variant], now: Tensor, old: Tensor, mask: Tensor, skips: Tensor, variant: Variant
+) -> Tensor:
+    return _ratio(now, old, mask, skips, names.get(variant, variant))
 
 
 ratio = Check(
