@@ -146,6 +146,10 @@ def test_the_released_loss_leaves_the_start_and_the_published_one_does_not():
     assert released["seeds"] == 5 and released["left at, latest"] <= 30
 
 
+def test_without_forced_samples_nothing_starts():
+    assert shipped("05", "grpo") and all(run["nothinking_ratio"] <= 0.01 for run in shipped("05", "grpo"))
+
+
 def test_a_larger_bonus_saves_more_tokens():
     tokens = [
         mean(runs, "mean_tokens")
