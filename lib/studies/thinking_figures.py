@@ -161,15 +161,16 @@ def depth_lines(
 
 
 def plane(
-    routers: pd.DataFrame, policies: pd.DataFrame, *, zoom: tuple[float, float, float, float]
+    routers: pd.DataFrame, policies: pd.DataFrame, *, zoom: tuple[float, float, float, float] | None
 ) -> Figure:
-    """Tokens against accuracy twice, whole and zoomed: routers as lines, policies as points with intervals.
+    """Tokens against accuracy, whole and, where `zoom` says what, larger beside it: routers as lines, policies as points with intervals.
 
     `routers` are as of `thinking_bounds.points`; `policies` has policy, group, accuracy and tokens with
     _low and _high. Those of one group are joined by a line, in order.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6), layout="constrained")
-    for ax in axes:
+    count = 2 if zoom else 1
+    figure, axes = plt.subplots(1, count, figsize=(5.25 * count, 4.6), squeeze=False, layout="constrained")
+    for ax in axes[0]:
         _routers(ax, routers)
         for (group, rows), (colour, marker, style) in zip(
             policies.groupby("group", sort=False), _groups(), strict=False
@@ -184,14 +185,20 @@ def plane(
                 capsize=2, label=group,
             )  # fmt: skip
         ax.set(xlabel="mean tokens per response", ylabel="accuracy")
-    left, right, low, high = zoom
-    axes[1].set(xlim=(left, right), ylim=(low, high), title="the corner, larger")
+    if zoom:
+        _larger(axes[0][1], policies, *zoom)
+    handles = axes[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4 if zoom else 2, frameon=False)
+    return figure
+
+
+def _larger(ax: Axes, policies: pd.DataFrame, left: float, right: float, low: float, high: float) -> None:
+    """Zoom into a part of the plane, where points have names."""
+    ax.set(xlim=(left, right), ylim=(low, high), title="the corner, larger")
     inside = policies[policies["tokens"].between(left, right) & policies["accuracy"].between(low, high)]
     for _, row in inside.iterrows():
         where = (row["tokens"], row["accuracy"])
-        axes[1].annotate(row["policy"], where, (6, -11), textcoords="offset points", fontsize=8)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return figure
+        ax.annotate(row["policy"], where, (6, -11), textcoords="offset points", fontsize=8)
 
 
 def _groups() -> list[tuple[object, str, str]]:
