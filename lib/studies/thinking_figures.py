@@ -163,10 +163,10 @@ def depth_lines(
 def plane(
     routers: pd.DataFrame, policies: pd.DataFrame, *, zoom: tuple[float, float, float, float] | None
 ) -> Figure:
-    """Tokens against accuracy, whole and, where `zoom` says what, larger beside it: routers as lines, policies as points with intervals.
+    """Tokens against accuracy, whole and, where `zoom` says what, larger beside it.
 
-    `routers` are as of `thinking_bounds.points`; `policies` has policy, group, accuracy and tokens with
-    _low and _high. Those of one group are joined by a line, in order.
+    Routers are lines (`thinking_bounds.points`), policies points with intervals: policy, group, accuracy and
+    tokens with _low and _high. Those of one group are joined by a line, in order.
     """
     count = 2 if zoom else 1
     figure, axes = plt.subplots(1, count, figsize=(5.25 * count, 4.6), squeeze=False, layout="constrained")
