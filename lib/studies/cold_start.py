@@ -121,6 +121,7 @@ def on_model() -> pd.DataFrame:
             "left at, earliest": ("left", "min"),
             "left at, latest": ("left", "max"),
             "skips, end": ("skips_end", "mean"),
+            "accuracy, end": ("accuracy_end", "mean"),
         }
     ).reset_index()
 
@@ -132,7 +133,8 @@ def _started() -> list[dict[str, Any]]:
         loss, _, rate = path.parent.parent.name.rpartition("_")
         found = read_json(path)
         rows.append(
-            {"loss": loss, "rate": float(rate)} | _way(*(found[n] for n in ("update", "log_p", "skips")))
+            {"loss": loss, "rate": float(rate)}
+            | _way(*(found[n] for n in ("update", "log_p", "skips", "accuracy")))
         )
     return rows
 
@@ -141,13 +143,20 @@ def _released() -> list[dict[str, Any]]:
     """AdaptThink's own runs: the released loss at its rate."""
     if not made(["adaptthink"]):
         return []
-    columns = ["step", "log_p_nothinking", "nothinking_ratio"]
+    columns = ["step", "log_p_nothinking", "nothinking_ratio", "accuracy"]
     known = {"loss": "geometric_mean", "rate": AdaptThink.cpu().learning_rate}
     seeds = watched("adaptthink").groupby("seed")
     return [known | _way(*(rows[name].tolist() for name in columns)) for _, rows in seeds]
 
 
-def _way(updates: list[float], log_p: list[float], skips: list[float]) -> dict[str, float]:
+def _way(
+    updates: list[float], log_p: list[float], skips: list[float], accuracy: list[float]
+) -> dict[str, float]:
     left = [update for update, share in zip(updates, skips, strict=True) if share >= 0.1]
-    ends = {"log_p_start": log_p[0], "log_p_end": log_p[-1], "skips_end": skips[-1]}
+    ends = {
+        "log_p_start": log_p[0],
+        "log_p_end": log_p[-1],
+        "skips_end": skips[-1],
+        "accuracy_end": accuracy[-1],
+    }
     return ends | {"updates": updates[-1], "left": min(left, default=math.inf)}
