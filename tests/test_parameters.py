@@ -30,6 +30,7 @@ def bad_values(parameter):
         "dict": [3, "a", None],
         "list[str]": ["dial", [], [3], ["gsm8kk"], None],
         "list[int]": [4, [], [-1], [0], [True], ["a"], None],
+        "list[float]": [0.5, [], [-1.0], [float("nan")], [True], ["a"], None],
     }[parameter.type]
     kinds = {part.strip() for part in parameter.rule.split("|")}
     words = {

@@ -64,7 +64,7 @@ def test_every_run_says_where_it_comes_from():
         record = read_json(folder / "provenance.json")
         assert record["commit"] and record["uncommitted_changes"] is False
         assert record["config"]["base"] == "dial-sft" and record["seed"] == int(folder.name[5:])
-        if folder.parent.name == "sft":  # asked as it is
+        if folder.parent.name in ("sft", "slips"):  # asked as they are
             continue
         assert record["steps"] == record["config"]["batches"] and record["resumed"] is False
 

@@ -83,7 +83,7 @@ class ChatServer:
     timeout: float = 300.0
     retries: int = 5
     backoff: float = 1.0
-    price: tuple[float, float] | None = None
+    price: tuple[float, float] = (0.0, 0.0)
     refused: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class ChatServer:
         tokens_in = sum(len(json.dumps(one["messages"])) for one in requests) // CHARACTERS_PER_TOKEN
         tokens_out = sum(one["max_tokens"] for one in requests)
         cost = "no price given"
-        if self.price and any(self.price):
+        if any(self.price):
             dollars = (tokens_in * self.price[0] + tokens_out * self.price[1]) / 1e6
             cost = f"at most about {dollars:,.2f} $"
         return (
