@@ -14,6 +14,7 @@ from lib.dial import MAX_DEPTH, TIERS, reach
 from lib.formats import ReasoningFormat
 from lib.measure.evaluation import format_shares, summarise
 from lib.measure.figures import METHODS, NAMES
+from lib.policies.load import CHECKPOINTS
 from lib.runs import read_json
 from lib.studies.depths import PLACE, fates, read_answers
 from lib.studies.paired import Interval, bootstrap_mean, bootstrap_paired, saving
@@ -245,22 +246,28 @@ def trials() -> pd.DataFrame:
 
 
 def sizes() -> pd.DataFrame:
-    """The story at other sizes: a row for each backbone and policy that is made, on the same questions."""
-    widths = sorted(int(folder.name.removeprefix("backbone_")) for folder in PLACE.glob("backbone_*"))
+    """The story at all sizes of the model: a row for each policy that is made, on the same questions."""
     rows = {}
-    for width in widths:
-        record = PLACE / f"backbone_{width}" / "pretrain" / "seed_0" / "summary.json"
-        parameters = f"{read_json(record)['parameters']:,}" if record.exists() else f"width {width}"
-        for method in made([f"backbone_{width}/{policy}" for policy in ("sft", "grpo", "ada_grpo")]):
+    for parameters, place in sorted(_backbones().items()):
+        for method in made([f"{place}{policy}" for policy in ("sft", "grpo", "ada_grpo")]):
             answers = balanced(method)
             easy = answers[answers["tier"] == "easy"]
-            rows[parameters, METHODS[method.rpartition("/")[2]]] = {
+            rows[f"{parameters:,}", METHODS[method.rpartition("/")[2]]] = {
                 "accuracy": text(bootstrap_mean(answers, "correct", draws=DRAWS // 2)),
                 "tokens": text(bootstrap_mean(answers, "tokens", draws=DRAWS // 2), 1),
                 "long CoT on easy": text(bootstrap_mean(easy, "long", draws=DRAWS // 2), 2),
                 "seeds": seeds(answers),
             }
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(rows).T.rename_axis(["parameters", "policy"])
+
+
+def _backbones() -> dict[int, str]:
+    """The number of parameters of each backbone, and where the runs that start from it lie."""
+    records = {
+        f"{file.parents[2].name}/": file for file in PLACE.glob("backbone_*/pretrain/seed_0/summary.json")
+    }
+    records[""] = CHECKPOINTS / "dial-base" / "provenance.json"
+    return {read_json(file)["parameters"]: place for place, file in records.items()}
 
 
 # ---- a live run ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lib.dial import MAX_DEPTH, TIERS, oracle_format, token_cost
 from lib.formats import ReasoningFormat
 from lib.measure.figures import COLOURS, METHODS, NAMES, PALETTE
-from lib.methods.grpo import GRPO
+from lib.methods.ada_grpo import AdaGRPO
 from lib.studies.causes import VARIANTS
 from lib.studies.format_choice import CHANGES, shares
 from lib.studies.lesson_figures import shade_tiers
@@ -154,7 +154,7 @@ def effects_figure(found: pd.DataFrame) -> Figure:
     for place, method in zip(places, found.index, strict=True):
         low, high = CHANGES[method].long
         left.barh(place, high - low, left=low, color="0.85", height=0.8, zorder=0)
-        is_grpo = VARIANTS[method].method is GRPO
+        is_grpo = not issubclass(VARIANTS[method].method, AdaGRPO)
         colour = LOOK["grpo" if is_grpo else "ada_grpo"]["color"]
         for ax, name in ((left, "easy"), (right, "accuracy")):
             mean, low, high = found.loc[method, name]
