@@ -12,13 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.dial import frozen_llm
-from lib.dial.world import TIERS
 from lib.measure.figures import PALETTE
 from lib.studies.bandit_curves import SURE
 
 COLOURS = dict(zip(frozen_llm.MIXTURES, PALETTE[:3], strict=True))
 MARKERS = dict(zip(frozen_llm.MIXTURES, "osD", strict=True))
-TYPES = [f"{kind}, {tier}" for kind in frozen_llm.MIXTURES for tier in TIERS]
 
 
 def configuration_curves(table: pd.DataFrame) -> Figure:
@@ -64,17 +62,6 @@ def training(history: pd.DataFrame, lines: Mapping[str, float]) -> Figure:
     return figure
 
 
-def action_shares(frame: pd.DataFrame) -> Figure:
-    """Share of each value of a head (columns instruction, temperature, steps) by type of question."""
-    figure, axes = plt.subplots(1, 3, figsize=(9.4, 3.3), sharey=True, dpi=68, layout="constrained")
-    for ax, head in zip(axes, ("instruction", "temperature", "steps"), strict=True):
-        shares = pd.crosstab(frame["type"], frame[head], normalize="index")
-        shares = shares.reindex([name for name in TYPES if name in shares.index])
-        sns.heatmap(shares, ax=ax, annot=True, fmt=".2f", cmap="cividis", vmin=0, vmax=1, cbar=False)
-        ax.set(xlabel=head, ylabel="type of question" if ax is axes[0] else "")
-    return figure
-
-
 def intervals(frame: pd.DataFrame, *, xlabel: str, lines: Mapping[str, float]) -> Figure:
     """Points with 95 % intervals, a row per method: columns mean, low, high."""
     figure, ax = plt.subplots(figsize=(7, 0.27 * len(frame) + 1.2), dpi=68, layout="constrained")
@@ -102,19 +89,6 @@ def regret_curves(curves: Mapping[str, Sequence[float]], bound: Sequence[float])
     return figure
 
 
-def shots_curve(frame: pd.DataFrame, lines: Mapping[str, float]) -> Figure:
-    """Reward over training questions, with 95 % intervals over seeds: columns shots, mean, low, high."""
-    figure, ax = plt.subplots(figsize=(6, 3.6), dpi=68, layout="constrained")
-    errors = [frame["mean"] - frame["low"], frame["high"] - frame["mean"]]
-    ax.errorbar(frame["shots"], frame["mean"], yerr=errors, fmt="o-", color="black", capsize=3)
-    _levels(ax, lines, frame["shots"].max())
-    ax.margins(y=0.12)  # room for the name of the highest line
-    ax.set(xscale="log", xlabel="training questions (log scale)", ylabel="expected reward on test questions")
-    ax.set_xticks(frame["shots"], [str(shots) for shots in frame["shots"]])
-    ax.minorticks_off()
-    return figure
-
-
 def _levels(ax: Axes, lines: Mapping[str, float], right_end: float) -> None:
     """Horizontal lines to compare with, each with its name above its right end."""
     for (name, value), style in zip(lines.items(), ("--", "-.", ":"), strict=False):
@@ -122,25 +96,21 @@ def _levels(ax: Axes, lines: Mapping[str, float], right_end: float) -> None:
         ax.text(right_end, value + 0.012, name, ha="right", fontsize=9, color="0.25")
 
 
-def type_of(question: frozen_llm.Question) -> str:
-    """Kind and tier of a dial question, in words."""
-    return f"{frozen_llm.mixture(question)}, {question.tier}"
-
-
 def budget_curves(mean: pd.DataFrame, labels: Mapping[str, str], levels: Mapping[str, float]) -> Figure:
     """Reward over the number of answers, a line with its 95 % band for each method that has a label.
 
-    mean: of `bandit_curves.over_seeds`; levels: horizontal lines by their names.
+    mean: of `bandit_curves.over_seeds`; levels: horizontal lines by their names. REINFORCE is dashed.
     """
     figure, ax = plt.subplots(figsize=(9.4, 4.4), dpi=68, layout="constrained")
     there = [method for method in labels if method in mean.index.get_level_values("method")]
     for number, (method, marker) in enumerate(zip(there, "os^DvPX*<>", strict=False)):
         rows = mean.loc[method].sort_index()
         colour = PALETTE[number % len(PALETTE)]
-        ax.plot(rows.index, rows["mean"], color=colour, marker=marker, ms=5, lw=1.4, label=labels[method])
+        line = "--" if method.startswith("reinforce") else "-"
+        ax.plot(rows.index, rows["mean"], line, c=colour, marker=marker, ms=5, lw=1.4, label=labels[method])
         ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.18, lw=0)
     for (name, value), style in zip(levels.items(), ("--", ":", "-."), strict=False):
-        ax.axhline(value, color="0.3", ls=style, lw=1, label=f"{name.replace('_', ' ')} (known)")
+        ax.axhline(value, color="0.3", ls=style, lw=1, label=name)
     ticks = sorted(mean.index.get_level_values("answers").unique())
     ax.set(
         xscale="log", xlabel="answers of the frozen LLM (log scale)", ylabel="expected reward, test questions"

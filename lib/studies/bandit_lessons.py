@@ -56,7 +56,7 @@ def chosen_by_depth(questions: Sequence[Question], actions: torch.Tensor) -> Fig
             heights = [best.index.get_loc(steps) for steps in part["steps"]]
             size = 12 + 130 * part["share"]
             ax.scatter(part["depth"], heights, s=size, marker=marker, color=colour, label=style, zorder=3)
-        warm = f"{kind}, mean temperature {mine['temperature'].mean():.1f}"
+        warm = f"{kind}, temperature {mine['temperature'].mean():.1f}"
         ax.set(title=warm, xlabel="depth (turns)", xticks=range(1, MAX_DEPTH + 1, 2))
         ax.grid(False)
     axes[0].set_yticks(range(len(frozen_llm.STEPS)), frozen_llm.STEPS)

@@ -81,12 +81,6 @@ def over_seeds(runs: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=["mean", "low", "high", "seeds"]).T
 
 
-def against(runs: pd.DataFrame, method: str, other: str) -> tuple[float, float, float]:
-    """The mean difference in reward over seeds, paired, with its 95 % t interval."""
-    wide = runs.pivot(index="seed", columns="method", values="reward")
-    return seed_interval((wide[method] - wide[other]).dropna())
-
-
 def surface_over_seeds(space: str) -> pd.DataFrame:
     """The shipped shares of a space, "dial" or "paper": mean, 95 % interval and least, a row per rule."""
     summaries = [read_json(path) for path in sorted(SURFACE_RUNS.glob(f"{space}/seed_*/summary.json"))]

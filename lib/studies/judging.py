@@ -58,13 +58,6 @@ def read() -> pd.DataFrame:
     return pd.read_csv(FOLDER / "rows.csv")
 
 
-def by_steps(rows: pd.DataFrame) -> pd.DataFrame:
-    """Share of wrong replies that "answer anywhere" passes, by the number of steps asked for, with n."""
-    wrong = rows[(rows["method"] == "answer anywhere") & (rows["correct"] == 0)]
-    grouped = wrong.groupby("steps")["judged"]
-    return grouped.agg(passed="mean", n="size")
-
-
 def main() -> None:
     torch.set_num_threads(1)
     FOLDER.mkdir(parents=True, exist_ok=True)
