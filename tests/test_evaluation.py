@@ -12,8 +12,8 @@ from lib.engines.base import Completion, Request, Sampling
 from lib.engines.local import decision_states
 from lib.formats import ReasoningFormat
 from lib.measure import evaluation, intervals
-from lib.measure.asking import asking
 from lib.studies.qlora_tables import valid_share
+from lib.studies.shared import asking
 from lib.tasks import Rollout, Task, rollout_table
 from lib.verify import is_correct
 
@@ -141,7 +141,9 @@ def test_a_summary_of_thinking():
 
 def test_the_models_beside_make_room_while_one_is_asked(monkeypatch):
     parked = []
-    monkeypatch.setattr("lib.measure.asking.parked", lambda *models: parked.append(models) or nullcontext())
+    monkeypatch.setattr(
+        "lib.studies.shared.alone.parked", lambda *models: parked.append(models) or nullcontext()
+    )
     with asking(("model", "tokenizer"), "transformers", "anywhere", beside=("other",)) as policy:
         assert policy == ("model", "tokenizer") and parked == [("other",)]
 
@@ -163,12 +165,12 @@ def test_what_a_server_wrote_is_not_asked_again(monkeypatch, tmp_path):
 
     server = SimpleNamespace(tokenizer=None, generate=generate)
     monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    monkeypatch.setattr("lib.measure.asking.parked", lambda *models: nullcontext())
-    monkeypatch.setattr("lib.measure.asking.serving", lambda *given: nullcontext("http://here/v1"))
-    monkeypatch.setattr("lib.measure.asking.load_engine", lambda *given, **named: server)
+    monkeypatch.setattr("lib.studies.shared.alone.parked", lambda *models: nullcontext())
+    monkeypatch.setattr("lib.studies.shared.alone.serving", lambda *given: nullcontext("http://here/v1"))
+    monkeypatch.setattr("lib.studies.shared.alone.load_engine", lambda *given, **named: server)
     requests = [Request((1,), key=(str(n), 0)) for n in range(3)]
     for weights, fresh in (("a", 3), ("a", 0), ("b", 3)):
-        monkeypatch.setattr("lib.measure.asking.fingerprint", lambda source, weights=weights: weights)
+        monkeypatch.setattr("lib.studies.shared.alone.fingerprint", lambda source, weights=weights: weights)
         with asking((None, None), "vllm", "org/name") as engine:
             assert [one.ids for one in engine.generate(requests, Sampling())] == [(1, 2)] * 3
         assert len(asked) == fresh

@@ -18,10 +18,10 @@ from lib.engines.completions import ServerEngine
 from lib.engines.local import TransformersEngine
 from lib.engines.serve import serving
 from lib.engines.server import ChatServer, ServerError
-from lib.measure.asking import asking
 from lib.policies.load import load_policy, load_tokenizer
 from lib.policies.save import save_policy
 from lib.studies import real_tables
+from lib.studies.shared import asking
 
 pytestmark = pytest.mark.vllm
 DRAWN = Sampling(1.0, seed=3)

@@ -1,4 +1,4 @@
-"""Measuring: ask a policy in a mode, rollouts into numbers with intervals, bounds, and figures.
+"""Measuring: ask a policy in a mode, rollouts into numbers with intervals.
 
 Nothing here trains, and nothing asks which method made a policy.
 """

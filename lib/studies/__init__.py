@@ -1,4 +1,4 @@
-"""The runs behind published numbers, to be made again by a command, and what one notebook alone needs.
+"""The runs behind published numbers, to be made again by a command, and what notebooks alone need.
 
-Settings and seeds of experiments belong here; what two notebooks or a method share does not.
+Settings and seeds of experiments belong here; what a method shares does not.
 """

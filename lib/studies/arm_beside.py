@@ -6,11 +6,11 @@ import pandas as pd
 
 from lib.dial import TIERS
 from lib.formats import ReasoningFormat
-from lib.measure.figures import METHODS, NAMES
 from lib.methods.grpo import GRPO
 from lib.runs import read_json
 from lib.studies.format_choice import seeds, shares
 from lib.studies.records import RUNS
+from lib.studies.shared.figures import METHODS, NAMES
 
 # What the paper says and what the released code does, where we know it.
 ARM: dict[str, tuple[str, str]] = {

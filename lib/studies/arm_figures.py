@@ -1,4 +1,4 @@
-"""Figures of notebook 04; the look is lib.measure.figures."""
+"""Figures of notebook 04; the look is lib.studies.shared.figures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.measure.figures import MARKERS, NAMES, PALETTE
 from lib.studies.arm_tables import FORMATS, MODES, POLICIES
 from lib.studies.lesson_figures import shade_tiers
 from lib.studies.paired import bootstrap_mean
+from lib.studies.shared.figures import MARKERS, NAMES, PALETTE
 
 POLICY_COLOURS = dict(zip(POLICIES, (PALETTE[7], PALETTE[1], PALETTE[3], PALETTE[0]), strict=True))
 ASIDE = dict(zip(POLICIES, (0.95, 0.98, 1.01, 1.04), strict=True))

@@ -1,4 +1,4 @@
-"""The figures of the configuration bandit, in the look of lib.measure.figures."""
+"""The figures of the configuration bandit, in the look of lib.studies.shared.figures."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.dial import frozen_llm
-from lib.measure.figures import PALETTE
 from lib.studies.bandit_curves import SURE
+from lib.studies.shared.figures import PALETTE
 
 COLOURS = dict(zip(frozen_llm.MIXTURES, PALETTE[:3], strict=True))
 MARKERS = dict(zip(frozen_llm.MIXTURES, "osD", strict=True))

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from lib.bandit.llms import LLM, Request
 from lib.dial import frozen_llm
 from lib.dial.world import MAX_DEPTH, Question
-from lib.measure.figures import PALETTE
 from lib.studies import off_policy
 from lib.studies.bandits import SPACE
+from lib.studies.shared.figures import PALETTE
 
 INSTRUCTIONS = dict(zip(frozen_llm.STYLES, ("o", "s", "^"), strict=True))
 

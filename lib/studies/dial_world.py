@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from lib.dial import TURNS, Question
-from lib.measure.figures import COLOURS, MARKERS, NAMES
+from lib.studies.shared.figures import COLOURS, MARKERS, NAMES
 
 # ---- bounds of choosing --------------------------------------------------------------------------
 

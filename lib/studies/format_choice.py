@@ -13,12 +13,12 @@ import pandas as pd
 from lib.dial import MAX_DEPTH, TIERS, reach
 from lib.formats import ReasoningFormat
 from lib.measure.evaluation import format_shares, summarise
-from lib.measure.figures import METHODS, NAMES
 from lib.policies.load import CHECKPOINTS
 from lib.runs import read_json
 from lib.studies.depths import PLACE, fates, read_answers
 from lib.studies.paired import Interval, bootstrap_mean, bootstrap_paired, saving
 from lib.studies.records import RUNS
+from lib.studies.shared.figures import METHODS, NAMES
 
 DRAWS = 1000  # of a bootstrap: enough for the digits of a table
 COLLAPSED, SHARED, ABSENT = (0.9, 1.0), (0.1, 0.45), (0.0, 0.05)  # a format's share on easy questions

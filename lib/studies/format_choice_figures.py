@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from lib.dial import MAX_DEPTH, TIERS, oracle_format, token_cost
 from lib.formats import ReasoningFormat
-from lib.measure.figures import COLOURS, METHODS, NAMES, PALETTE
 from lib.methods.ada_grpo import AdaGRPO
 from lib.studies.causes import VARIANTS
 from lib.studies.format_choice import CHANGES, shares
 from lib.studies.lesson_figures import shade_tiers
+from lib.studies.shared.figures import COLOURS, METHODS, NAMES, PALETTE
 
 SMOOTH = 8  # updates
 LOOK = {

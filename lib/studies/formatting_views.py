@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from lib.dial import reach
 from lib.formats import ReasoningFormat
-from lib.measure.figures import COLOURS, MARKERS, NAMES, PALETTE
 from lib.measure.intervals import wilson_interval
 from lib.studies.lesson_figures import shade_tiers, staircase
 from lib.studies.paired import bootstrap_mean, bootstrap_paired
 from lib.studies.sft_set import SFTSet
+from lib.studies.shared.figures import COLOURS, MARKERS, NAMES, PALETTE
 from lib.tasks import Task
 
 FORMATS = [format.value for format in ReasoningFormat]

@@ -1,4 +1,4 @@
-"""Figures of the dial world, and those of one of notebooks 00 to 04 alone; the look is measure.figures."""
+"""Figures of the dial world, and those of one of notebooks 00 to 04 alone; the look is `shared.figures`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.formats import ReasoningFormat
-from lib.measure.figures import COLOURS, MARKERS, NAMES
+from lib.studies.shared.figures import COLOURS, MARKERS, NAMES
 
 TIER_SHADES = {"easy": "0.97", "medium": "0.93", "hard": "0.88", "not trained": "0.80"}
 

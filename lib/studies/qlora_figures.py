@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from lib.dial import reach
 from lib.formats import ReasoningFormat
-from lib.measure.figures import COLOURS, MARKERS, NAMES, PALETTE
 from lib.studies.lesson_figures import staircase
+from lib.studies.shared.figures import COLOURS, MARKERS, NAMES, PALETTE
 
 PARTS = ("weights", "gradients", "optimiser", "activations")
 CUT = 100  # GB: longer bars are cut, and say how long they are

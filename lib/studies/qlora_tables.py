@@ -17,13 +17,13 @@ from lib.dial import Question, reach, untagged_response
 from lib.engines.ask import Policy
 from lib.formats import ReasoningFormat
 from lib.measure.evaluation import FORMATS, ask_in_every_format, format_shares
-from lib.measure.figures import NAMES
 from lib.measure.intervals import wilson_interval
 from lib.measure.modes import answer
 from lib.runs import read_json
 from lib.studies.paired import bootstrap_paired
 from lib.studies.qlora import batch_of, drift
 from lib.studies.records import RUNS
+from lib.studies.shared.figures import NAMES
 from lib.tasks import Rollout, Task, rollout_table
 
 # ---- rounding and merging --------------------------------------------------------------------------

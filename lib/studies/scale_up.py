@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_map_only
 
 from lib.engines.ask import load_engine
 from lib.engines.base import Completion, Request, Sampling
-from lib.measure.figures import PALETTE
 from lib.runs import ROOT, read_json, write_json
+from lib.studies.shared.figures import PALETTE
 
 # ---- memory ------------------------------------------------------------------------------------
 

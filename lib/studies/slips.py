@@ -7,13 +7,13 @@ import pandas as pd
 from lib.dial.tasks import dial_tasks
 from lib.dial.world import TIERS
 from lib.formats import ReasoningFormat
-from lib.measure.figures import NAMES
 from lib.measure.intervals import wilson_interval
 from lib.measure.modes import answer
 from lib.policies.load import load_policy
 from lib.runs import Run, read_json
 from lib.studies.depths import read_answers
 from lib.studies.records import RUNS, SFT_SHARE, Outcome
+from lib.studies.shared.figures import NAMES
 from lib.tasks import rollout_table
 
 QUESTIONS, SAMPLES = 1200, 8

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.measure.figures import PALETTE
+from lib.studies.shared.figures import PALETTE
 
 LOOK = {
     "thinking": {"color": "0.35", "marker": "^", "ls": ":"},

@@ -1,7 +1,7 @@
 """What each notebook does at a profile, by stages: what it holds on a device, writes to disk, and takes.
 
 A mirror of the notebooks' code as it is: the notebook's own process (the kernel) holds real models in bf16,
-one at a time while it measures (`lib.measure.asking`), none while processes of their own train.
+one at a time while it measures (`lib.studies.shared.alone`), none while processes of their own train.
 """
 
 from __future__ import annotations
