@@ -429,6 +429,11 @@ def test_a_failure_of_the_server_warns_in_its_words(tmp_path):
             assert llm.ask([Request("p", 0.0), Request("q", 0.0)]) == [None, "right"]
 
 
+def test_space_around_a_reply_is_no_part_of_it(tmp_path):
+    with playing({"p": answer(choice(message={"content": " right\n"}))}) as (url, _):
+        assert ServerLLM(ChatServer(url, "m", tmp_path)).ask([Request("p", 0.0)]) == ["right"]
+
+
 def test_progress_says_how_long_and_what_went_wrong(tmp_path):
     lines = []
     with playing({"p": answer(RIGHT), "q": answer(WORDS.encode(), status=400)}) as (url, _):

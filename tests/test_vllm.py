@@ -180,7 +180,7 @@ def test_a_chat_server_of_vllm_answers_and_all_rivals_meet_through_it(tmp_path, 
         drawn = [Asked(prompts[0], 1.0, seed) for seed in range(8)]
         assert len(set(remote.ask(drawn))) > 1
         assert ServerLLM(server, max_tokens=3).ask(greedy[:1]) == [CUT]
-        with pytest.warns(UserWarning, match=r"no reply from .*HTTP 400: .*maximum context length"):
+        with pytest.warns(UserWarning, match=r"no reply from .*HTTP 400: .*greater than max_model_len"):
             assert ServerLLM(server, max_tokens=100_000).ask(greedy[:1]) == [None]
         with pytest.raises(ServerError, match=r"HTTP 404: .*another-model.* does not exist"):
             other = ChatServer(url, "another-model", tmp_path / "none")

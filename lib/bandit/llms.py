@@ -93,4 +93,5 @@ class ServerLLM:
         replies = self.server.ask(self.bodies(requests), show=lambda _: None)
         for problem in sorted({str(reply.problem) for reply in replies if reply.problem and not reply.cut}):
             warnings.warn(f"no reply from {self.server.model}: {problem}", stacklevel=2)
-        return [CUT if reply.cut else reply.text for reply in replies]
+        # vLLM keeps the space that a tokenizer has before the first word; other servers drop it.
+        return [CUT if reply.cut else reply.text and reply.text.strip() for reply in replies]
