@@ -10,11 +10,11 @@ from transformers import (
     DebertaV2ForSequenceClassification,
 )
 
-from lib.bandit import embedders, judges, prompting
 from lib.bandit.actions import Action, ActionSpace
 from lib.bandit.environments import LLMEnvironment
 from lib.bandit.llms import CUT, LocalLLM, Request
 from lib.policies.load import load_policy
+from lib.studies import embedders, judges, prompting
 from lib.studies import prompting_baselines as baselines
 
 
@@ -221,13 +221,6 @@ def test_a_classifier_with_several_labels_is_no_reward_model(tokenizer, tmp_path
     path = saved(BertForSequenceClassification(BertConfig(**SIZES, num_labels=3)), tokenizer, tmp_path)
     with pytest.raises(ValueError, match="has 3 labels; a reward model has one"):
         judges.RewardModelJudge(path)
-
-
-def test_exact_match_by_hand():
-    completions = ["Answer: B", "Answer: C", "no idea", "Answer: 7.0"]
-    kinds = ["choice"] * 3 + ["number"]
-    exact = judges.exact_match(None, completions, answer=["B", "B", "B", "7"], kind=kinds)
-    assert exact == [1.0, 0.0, 0.0, 1.0]
 
 
 def test_embedders(tokenizer, tmp_path):

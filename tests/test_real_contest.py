@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from lib.bandit.actions import ActionSpace
-from lib.bandit.embedders import hashed_ngrams
 from lib.bandit.llms import CUT, LocalLLM
 from lib.dial import frozen_llm
 from lib.dial.tasks import dial_task
 from lib.policies.load import load_policy
 from lib.runs import ROOT, start_run
 from lib.studies import real_tables
+from lib.studies.embedders import hashed_ngrams
 from lib.studies.real_questions import LEARNERS, METHODS, Contest, comparable, split
 from lib.tasks import Task
 

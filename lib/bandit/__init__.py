@@ -1,8 +1,8 @@
 """AdaReasoner: how a frozen LLM is asked, learnt as a contextual bandit.
 
 actions: what can be chosen · environments: what answers · learner: formulas and policy · training: the loop ·
-embedders, judges, llms, prompting: questions in, replies out. The rivals and baselines that notebook 06 holds
-it against, and what it makes of logged decisions, are in lib.studies.
+llms: prompts in, replies out. Notebook 06's prompt, judge and embeddings, the rivals that it holds the policy
+against, and what it makes of logged decisions, are in lib.studies.
 """
 
 from lib.bandit.actions import HEADS, Action, ActionSpace

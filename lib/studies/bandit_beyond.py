@@ -19,7 +19,6 @@ import pandas as pd
 import torch
 
 from lib.bandit.actions import HEADS
-from lib.bandit.embedders import hashed_ngrams
 from lib.dial import frozen_llm
 from lib.dial.surface import Surface
 from lib.dial.world import MAX_DEPTH, Question
@@ -40,6 +39,7 @@ from lib.studies.bandit_budget import (
 from lib.studies.bandit_posteriors import AnswerByAnswer
 from lib.studies.bandit_stack import Stack, learning_curves
 from lib.studies.bandits import NORM, SPACE, QuestionSet
+from lib.studies.embedders import hashed_ngrams
 from lib.studies.llm_variants import TABLES
 
 ENOUGH = 25_600  # answers

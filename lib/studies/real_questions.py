@@ -18,16 +18,16 @@ import pandas as pd
 import torch
 
 from lib.bandit.actions import Action, ActionSpace
-from lib.bandit.embedders import Embedder
 from lib.bandit.environments import LLMEnvironment
-from lib.bandit.judges import Judge
 from lib.bandit.learner import ConfigurationPolicy, choose
 from lib.bandit.llms import CUT, LLM, Request, ServerLLM
-from lib.bandit.prompting import FRAME, configured_prompt, read_reply
 from lib.bandit.training import BanditConfig, BanditTrainer
 from lib.engines.server import ChatServer
 from lib.runs import Run, located
 from lib.sources.loading import load
+from lib.studies.embedders import Embedder
+from lib.studies.judges import Judge
+from lib.studies.prompting import FRAME, configured_prompt, read_reply
 from lib.studies.prompting_baselines import self_consistency
 from lib.studies.rivals import ConfigurationBandit, best_fixed, random_actions
 from lib.tasks import Task

@@ -1,4 +1,4 @@
-"""Rewards for AdaReasoner's replies: exact match, and the paper's judge model.
+"""Rewards for AdaReasoner's replies: the paper's judge model.
 
 A judge has TRL's signature (prompts, completions, answer) -> one number in [0, 1] per completion.
 """
@@ -8,21 +8,8 @@ from typing import Any
 
 from transformers import pipeline
 
-from lib.bandit.prompting import read_reply
-from lib.verify import is_correct
-
 Judge = Callable[..., list[float]]
 REWARD_MODEL = "OpenAssistant/reward-model-deberta-v3-large-v2"  # the paper's
-
-
-def exact_match(
-    prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], kind: Sequence[str], **_: Any
-) -> list[float]:
-    """1 where the reply's `Answer:` line equals the reference, 0 elsewhere (see `lib.verify.is_correct`)."""
-    return [
-        float(is_correct(read_reply(reply), reference, sort))
-        for reply, reference, sort in zip(completions, answer, kind, strict=True)
-    ]
 
 
 VERDICT = "The reply is: {}\nIt agrees with the reference answer {} and is correct."
