@@ -101,11 +101,6 @@ class Rollout:
     truncated: bool
     agreed: bool | None = None
 
-    @property
-    def num_tokens(self) -> int:
-        """`tokens`, by the name that `lib.measure.modes.answer` has always given them."""
-        return self.tokens
-
 
 def rollout_table(rollouts: Sequence[Rollout], tasks: Sequence[Task]) -> "pd.DataFrame":
     """A row for each rollout, with tier, depth and source of its task; every summary is computed from it.

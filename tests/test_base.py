@@ -6,12 +6,12 @@ import pytest
 from lib import dial, tasks
 from lib.dial import sample_questions
 from lib.engines.ask import ask, respond
-from lib.engines.local import decision_states
 from lib.formats import ReasoningFormat
 from lib.measure import evaluation
 from lib.measure.modes import answer
 from lib.policies.load import load_policy
 from lib.studies.qlora_tables import valid_share
+from lib.studies.shared import decision_states
 from lib.tasks import rollout_table
 
 D, S, C, L = ReasoningFormat

@@ -9,11 +9,11 @@ import torch
 from lib import dial
 from lib.dial import TIERS, dial_tokenizer, new_dial_model, sample_questions, token_cost
 from lib.engines.base import Completion, Request, Sampling
-from lib.engines.local import decision_states
 from lib.formats import ReasoningFormat
 from lib.measure import evaluation, intervals
+from lib.studies.paired import seed_interval
 from lib.studies.qlora_tables import valid_share
-from lib.studies.shared import asking
+from lib.studies.shared import asking, decision_states
 from lib.tasks import Rollout, Task, rollout_table
 from lib.verify import is_correct
 
@@ -109,8 +109,8 @@ def test_decision_states_do_not_depend_on_padding(model, tokenizer):
 def test_seed_interval_is_students():
     # mean 3, sample deviation sqrt(2.5), t(0.975, 4) = 2.7764
     half = 2.7764 * math.sqrt(2.5) / math.sqrt(5)
-    assert intervals.seed_interval([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - half, 3 + half), abs=1e-3)
-    assert math.isnan(intervals.seed_interval([1])[1])
+    assert seed_interval([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - half, 3 + half), abs=1e-3)
+    assert math.isnan(seed_interval([1])[1])
 
 
 def test_a_summary_of_formats():

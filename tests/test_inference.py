@@ -51,7 +51,7 @@ def test_the_strict_parse_decides_what_the_answer_is(asked):
     assert [a.text for a in answers] == list(texts)
     assert [a.truncated for a in answers] == [False, False, False, True, False]
     assert [a.correct for a in answers] == [True, True, False, False, False]
-    assert all(a.num_tokens == a.tokens == 7 and a.agreed is None for a in answers)
+    assert all(a.tokens == 7 and a.agreed is None for a in answers)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_order_is_kept_the_prefix_counted_and_truncation_flagged(policy):
     for found in together:  # an untrained model does not end within 5 tokens
         assert found.text.startswith("<LONG_COT>\n") and found.format is L
         assert found.truncated and found.answer is None
-        assert found.num_tokens == 1 + 5
+        assert found.tokens == 1 + 5
 
 
 class Reciter:
@@ -124,7 +124,7 @@ def test_a_gold_response_costs_its_tags_and_its_end_token():
         }
         found = answer(Reciter(tokenizer, gold), questions, mode.value)
         assert [a.answer for a in found] == [q.answer for q in questions]
-        assert [a.num_tokens for a in found] == [token_cost(mode, q.depth) for q in questions]
+        assert [a.tokens for a in found] == [token_cost(mode, q.depth) for q in questions]
         assert not any(a.truncated for a in found)
 
 
@@ -193,7 +193,7 @@ def test_consensus_asks_long_cot_only_where_it_must_and_sums_the_tokens(table):
     rows |= {("b?", L.prefix): [tagged(L, "7")], ("c?", L.prefix): [tagged(L, "8")]}
     calls = table(rows)
     found = answer((None, None), ["a?", "b?", "c?"], "consensus")
-    assert [(a.answer, a.num_tokens, a.agreed, a.format) for a in found] == [
+    assert [(a.answer, a.tokens, a.agreed, a.format) for a in found] == [
         ("3", 30, True, D),
         ("7", 40, False, L),
         ("8", 40, False, L),
@@ -205,8 +205,8 @@ def test_a_vote_over_samples(table):
     rows = {("a?", ""): [tagged(D, "1"), tagged(L, "2"), tagged(S, "2")], ("b?", ""): [tagged(C, "5")] * 3}
     table(rows)
     first, second = answer((None, None), ["a?", "b?"], "majority", samples=3, temperature=0.7)
-    assert (first.answer, first.format, first.num_tokens, first.agreed) == ("2", L, 30, False)
-    assert (second.answer, second.num_tokens, second.agreed) == ("5", 30, True)
+    assert (first.answer, first.format, first.tokens, first.agreed) == ("2", L, 30, False)
+    assert (second.answer, second.tokens, second.agreed) == ("5", 30, True)
 
 
 # ---- a budget ------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_the_answer_is_forced_after_the_budget():
     tasks, whole = [dial_task(question)], answer(engine, [dial_task(question)])
     [found] = cut_and_close(engine, tasks, whole, 9, Sampling())
     assert found.answer == question.answer and found.format is L and found.correct and not found.truncated
-    assert found.num_tokens == 9 + len(closing) + len(end)
+    assert found.tokens == 9 + len(closing) + len(end)
     [same] = cut_and_close(engine, tasks, whole, len(gold), Sampling())
     assert same == replace(whole[0], mode=same.mode)
     with pytest.raises(ValueError, match="budget must be 1 token or more"):

@@ -15,15 +15,8 @@ import pytest
 
 from lib.dial import program, sample_questions
 from lib.sandbox import child
-from lib.sandbox.run import (
-    MIN_MEMORY_MB,
-    OUTPUT_LIMIT,
-    SandboxResult,
-    _run,
-    protections,
-    run_python,
-    split_simulated_output,
-)
+from lib.sandbox.run import MIN_MEMORY_MB, OUTPUT_LIMIT, SandboxResult, _run, protections, run_python
+from lib.studies.shared import split_simulated_output
 
 GUARDS = [guard.__name__ for guard in child.GUARDS]
 # Each guard must hold without the others that cover for it, so attacks run with some left out.

@@ -1,10 +1,9 @@
-"""Intervals: of a rate, of a mean, and of a few seeds."""
+"""Intervals: of a rate, and of a mean."""
 
 import math
 from collections.abc import Sequence
 
 import pandas as pd
-from scipy.stats import t as student_t
 
 Z95 = 1.959964
 
@@ -24,12 +23,3 @@ def mean_interval(values: Sequence[float], z: float = Z95) -> tuple[float, float
     series = pd.Series(values, dtype=float)
     half = z * series.std(ddof=1) / math.sqrt(len(series)) if len(series) > 1 else 0.0
     return series.mean() - half, series.mean() + half
-
-
-def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of a few runs and its 95 % interval by Student's t: (mean, low, high)."""
-    series = pd.Series(values, dtype=float)
-    if len(series) < 2:
-        return series.mean(), math.nan, math.nan
-    half = student_t.ppf(0.975, len(series) - 1) * series.std(ddof=1) / math.sqrt(len(series))
-    return series.mean(), series.mean() - half, series.mean() + half

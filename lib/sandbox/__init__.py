@@ -3,4 +3,4 @@
 The child runs alone, with the standard library only; whether a program is right is asked elsewhere.
 """
 
-from lib.sandbox.run import SandboxResult, protections, run_python, split_simulated_output
+from lib.sandbox.run import SandboxResult, protections, run_python

@@ -25,11 +25,9 @@ a path exists, and reading what is in /usr/lib and beside Python's libraries. A 
 is up. Nor is a result more honest than its program: what a program says its answer is, it is.
 """
 
-import ast
 import json
 import math
 import os
-import re
 import secrets
 import selectors
 import signal
@@ -82,21 +80,6 @@ def protections() -> dict[str, bool]:
     """Which guards are in force on this system; the module's docstring says what each one does."""
     in_force = _run("", timeout=30, memory_mb=256)[1]
     return {guard.__name__: guard.__name__ in in_force for guard in child.GUARDS}
-
-
-def split_simulated_output(code: str) -> tuple[str, Any]:
-    """Split ARM's code text into the program and the output that the model wrote by itself.
-
-    `>>> f()` becomes the program's last line, and `output = ...` after it the output: plain data, or None
-    where there is none or it is not a Python literal. Without `>>>` the text is a program as it stands.
-    """
-    found = re.search(r"^>>>.*?(^output\s*[=:])", code, re.DOTALL | re.MULTILINE)
-    program, simulated = (code[: found.start(1)], code[found.end() :].strip()) if found else (code, "None")
-    program = re.sub(r"^>>>[ \t]*", "", program, flags=re.MULTILINE).strip() + "\n"
-    try:
-        return program, ast.literal_eval(simulated)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return program, None
 
 
 def _run(

@@ -19,11 +19,12 @@ from lib.engines.base import Sampling
 from lib.formats import ReasoningFormat, parse_response
 from lib.policies.load import load_policy
 from lib.runs import Run, runs_folder
-from lib.sandbox import run_python, split_simulated_output
+from lib.sandbox import run_python
 from lib.studies.arm_tables import mode_summary
 from lib.studies.budgets import cut_and_close
 from lib.studies.depths import question_sets
 from lib.studies.records import Outcome
+from lib.studies.shared import split_simulated_output
 from lib.tasks import Rollout, Task, rollout_table
 from lib.verify import is_correct
 

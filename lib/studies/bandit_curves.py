@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
 
-from lib.measure.intervals import seed_interval
 from lib.runs import ROOT
+from lib.studies.paired import seed_interval
 from lib.studies.real_tables import holm
 
 RUNS = ROOT / "data" / "reference_runs"

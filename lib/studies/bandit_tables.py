@@ -9,9 +9,10 @@ import pandas as pd
 
 from lib.dial.tasks import dial_task
 from lib.dial.world import Question
-from lib.measure.intervals import mean_interval, seed_interval
+from lib.measure.intervals import mean_interval
 from lib.runs import read_json
 from lib.studies.bandits import RUNS
+from lib.studies.paired import seed_interval
 from lib.studies.simulated_surface import SURFACE_RUNS
 from lib.tasks import Rollout
 

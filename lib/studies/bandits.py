@@ -26,11 +26,11 @@ from lib.bandit.training import BanditConfig, BanditTrainer
 from lib.dial import frozen_llm
 from lib.dial.surface import Surface
 from lib.dial.world import Question
-from lib.engines.local import decision_states
 from lib.measure.intervals import mean_interval
 from lib.policies.load import load_policy
 from lib.runs import ROOT, provenance, write_json
 from lib.studies.rivals import ConfigurationBandit, best_fixed, random_actions
+from lib.studies.shared import decision_states
 
 RUNS = ROOT / "data" / "reference_runs" / "06_adareasoner"
 TRAIN, TEST = 200, 900  # questions; the paper has 100 for training

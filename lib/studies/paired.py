@@ -1,4 +1,4 @@
-"""Intervals by bootstrap over seeds and questions, the same draw for every policy compared.
+"""Intervals over a few seeds: by Student's t, and by bootstrap over questions too, one draw for all policies.
 
 With five seeds a percentile interval is somewhat narrow: means of drawn seeds vary by a factor sqrt(4/5) less
 than those of new seeds would.
@@ -6,10 +6,12 @@ than those of new seeds would.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Interval = tuple[float, float, float]  # estimate, low, high
@@ -81,3 +83,12 @@ def interval(values: np.ndarray) -> Interval:
     """The first value, and where 95 % of the others lie; draws in which nothing was counted are left out."""
     low, high = np.nanquantile(values[1:], [0.025, 0.975])
     return float(values[0]), float(low), float(high)
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of a few runs and its 95 % interval by Student's t: (mean, low, high)."""
+    series = pd.Series(values, dtype=float)
+    if len(series) < 2:
+        return series.mean(), math.nan, math.nan
+    half = student_t.ppf(0.975, len(series) - 1) * series.std(ddof=1) / math.sqrt(len(series))
+    return series.mean(), series.mean() - half, series.mean() + half

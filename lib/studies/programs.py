@@ -9,7 +9,8 @@ import tokenize
 from collections.abc import Callable
 from typing import Any
 
-from lib.sandbox.run import run_python, split_simulated_output
+from lib.sandbox.run import run_python
+from lib.studies.shared import split_simulated_output
 
 CODE_SECONDS = 5.0
 CODE_MEGABYTES = 256

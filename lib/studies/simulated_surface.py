@@ -17,9 +17,9 @@ from lib.bandit.environments import Environment
 from lib.bandit.learner import ConfigurationPolicy, choose
 from lib.bandit.training import BanditConfig, BanditTrainer
 from lib.dial.surface import Surface
-from lib.measure.intervals import seed_interval
 from lib.runs import ROOT, provenance, write_json
 from lib.studies.bandits import RELEASED, SPACE
+from lib.studies.paired import seed_interval
 from lib.studies.rivals import regret
 
 SURFACE_RUNS = ROOT / "data" / "reference_runs" / "06_simulated_surface"

@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.dial import MAX_DEPTH
-from lib.engines.local import decision_states
 from lib.studies.depths import question_sets
 from lib.studies.paired import Interval, bootstrap_mean, drawn_means, interval
+from lib.studies.shared import decision_states
 from lib.studies.thinking_answers import balanced, read_answers, validation_questions
 from lib.tasks import Task
 from lib.thinking import thinking_tasks
