@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from lib.studies.shared.figures import PALETTE
 
@@ -19,13 +20,24 @@ LOOK = {
 }
 SPARE = ((PALETTE[2], "s", "-."), (PALETTE[3], "D", "--"), (PALETTE[4], "P", ":"), (PALETTE[9], "X", "-"))
 NAMES = {"thinking": "always thinking", "nothinking": "never thinking", "adaptthink": "AdaptThink"}
-LOSSES = {"geometric_mean": "-", "unadjusted": "--", "sequence": "-.", "token": ":"}
+LOSSES = {  # colour and line, and the name in words
+    "geometric_mean": (PALETTE[0], "-", "released (geometric_mean)"),
+    "unadjusted": (PALETTE[2], "--", "unadjusted"),
+    "sequence": (PALETTE[3], "-.", "published (sequence)"),
+    "token": (PALETTE[4], ":", "token"),
+}
 
 
 def look(method: str, place: int = 0) -> dict[str, object]:
     """Colour, marker and line of a method; what has none of its own takes a spare one."""
     colour, marker, style = SPARE[place % len(SPARE)]
     return LOOK.get(method, {"color": colour, "marker": marker, "ls": style})
+
+
+def _by_level(ax: Axes, name: str, levels: Sequence[float]) -> None:
+    """An axis of difficulty: every level has a tick, every second one where there are many."""
+    ax.set(xlabel=f"{name} of the question", xticks=list(levels)[:: 2 if len(levels) > 12 else 1])
+    ax.tick_params(axis="x", labelsize=9)
 
 
 def _looks(methods: Sequence[str]) -> dict[str, dict[str, object]]:
@@ -41,14 +53,15 @@ def pilot(answers: pd.DataFrame, level: str) -> Figure:
     by_mode = answers.groupby([level, "mode"])[["correct", "tokens"]].mean().unstack()
     rates = answers.groupby([level, "task_id", "mode"])["correct"].mean().unstack()
     gains = (rates["thinking"] > rates["nothinking"]).groupby(level).mean()
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.2), layout="constrained")
     for mode in ("thinking", "nothinking"):
         for ax, name in zip(axes, ("correct", "tokens"), strict=False):
             ax.plot(by_mode.index, by_mode[name][mode], ms=5, label=NAMES[mode], **look(mode))
     axes[2].bar(gains.index, gains, color="0.5")
-    labels = ("accuracy", "mean tokens per response", "share where thinking helps")
+    labels = ("accuracy", "mean tokens", "thinking helps, share")
     for ax, label in zip(axes, labels, strict=True):
-        ax.set(xlabel=f"{level} of the question", ylabel=label, ylim=(0, None), xticks=list(gains.index))
+        ax.set(ylabel=label, ylim=(0, None))
+        _by_level(ax, level, list(gains.index))
     axes[2].set_ylim(0, 1)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
@@ -59,10 +72,11 @@ def weights(found: Mapping[str, pd.DataFrame]) -> Figure:
     figure, axes = plt.subplots(1, len(found), figsize=(9, 3.2), sharey=True, layout="constrained")
     for ax, (title, table) in zip(axes, found.items(), strict=True):
         for name in table:
-            sizes = table[name].abs()
-            ax.plot(table.index, sizes.where(sizes > 0), LOSSES[name], lw=2, label=name)
+            sizes, (colour, style, label) = table[name].abs(), LOSSES[name]
+            ax.plot(table.index, sizes.where(sizes > 0), color=colour, ls=style, lw=2, label=label)
         ax.set(xscale="log", yscale="log", title=title, xlabel="P(</think>) (log scale)")
     axes[0].set_ylabel("size of the weight (log scale)")
+    axes[-1].text(0.05, 0.08, "no line: the weight is 0", transform=axes[-1].transAxes)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
@@ -70,8 +84,10 @@ def weights(found: Mapping[str, pd.DataFrame]) -> Figure:
 def starts(curves: Mapping[str, np.ndarray]) -> Figure:
     """P(skip) over updates of the toy, both axes log; a line's name begins with its loss and a comma."""
     figure, ax = plt.subplots(figsize=(6.4, 3.3), layout="constrained")
-    for name, curve in curves.items():
-        ax.plot(range(1, len(curve)), curve[1:], LOSSES[name.partition(",")[0]], lw=2, label=name)
+    for (name, curve), colour in zip(curves.items(), (PALETTE[0], PALETTE[3], PALETTE[1]), strict=False):
+        loss, _, step = name.partition(",")
+        _, style, label = LOSSES[loss]
+        ax.plot(range(1, len(curve)), curve[1:], color=colour, ls=style, lw=2, label=f"{label},{step}")
     ax.axhline(0.1, color="0.4", lw=0.8)
     ax.set(xscale="log", yscale="log", ylim=(1e-7, 2))
     ax.set(xlabel="update (log scale)", ylabel="P(skip) (log scale)")
@@ -115,7 +131,7 @@ def mended(runs: Mapping[str, pd.DataFrame]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.1), layout="constrained")
     labels = {"other_start_ratio": "share of other first words", "accuracy": "accuracy of free responses"}
     for ax, (name, label) in zip(axes, labels.items(), strict=True):
-        for (method, rows), (colour, _, style) in zip(runs.items(), SPARE, strict=False):
+        for (method, rows), (colour, _, style) in zip(runs.items(), _groups()[2:], strict=False):
             for _, one in rows.groupby("seed"):
                 ax.plot(one["step"], one[name], color=colour, ls=style, lw=0.8, alpha=0.5)
             mean = rows.groupby("step")[name].mean()
@@ -150,8 +166,8 @@ def depth_lines(
             ax.plot(rows["depth"], rows[name], ms=4, label=names.get(method, method), **looks[method])
         if trained is not None:
             ax.axvline(trained + 0.5, color="black", lw=1, ls="--")
-        ax.set(xlabel="depth of the question", ylabel=label, xticks=sorted(lines["depth"].unique()))
-        ax.tick_params(axis="x", labelsize=9)
+        ax.set_ylabel(label)
+        _by_level(ax, "depth", sorted(lines["depth"].unique()))
         ax.set_ylim(*((0, None) if name == "tokens" else (-0.03, 1.04)))
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
@@ -165,8 +181,8 @@ def plane(
 ) -> Figure:
     """Tokens against accuracy, whole and, where `zoom` says what, larger beside it.
 
-    Routers are lines (`thinking_bounds.points`), policies points with intervals: policy, group, accuracy and
-    tokens with _low and _high. Those of one group are joined by a line, in order.
+    Routers are lines (`thinking_bounds.points`), policies points with the interval of their accuracy: policy,
+    group, accuracy, tokens. Those of one group are joined by a line, in order, and named where it is larger.
     """
     count = 2 if zoom else 1
     figure, axes = plt.subplots(1, count, figsize=(5.25 * count, 4.6), squeeze=False, layout="constrained")
@@ -175,30 +191,32 @@ def plane(
         for (group, rows), (colour, marker, style) in zip(
             policies.groupby("group", sort=False), _groups(), strict=False
         ):
-            bars = {
-                f"{axis}err": [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
-                for axis, name in (("x", "tokens"), ("y", "accuracy"))
-            }
-            bars = {name: [side.clip(lower=0) for side in sides] for name, sides in bars.items()}
+            sides = rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]
+            bars = [side.clip(lower=0) for side in sides]
             ax.errorbar(
-                rows["tokens"], rows["accuracy"], **bars, color=colour, marker=marker, ls=style, lw=1, ms=6,
-                capsize=2, label=group,
+                rows["tokens"], rows["accuracy"], bars, color=colour, marker=marker, ls=style, lw=0.8, ms=7,
+                capsize=3, label=group,
             )  # fmt: skip
+            if zoom and ax is axes[0][1]:
+                _named(ax, rows, colour, -13 if style == "--" else 4, zoom)
         ax.set(xlabel="mean tokens per response", ylabel="accuracy")
     if zoom:
-        _larger(axes[0][1], policies, *zoom)
+        axes[0][1].set(xlim=zoom[:2], ylim=zoom[2:], title="the corner, larger")
     handles = axes[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=4 if zoom else 2, frameon=False)
     return figure
 
 
-def _larger(ax: Axes, policies: pd.DataFrame, left: float, right: float, low: float, high: float) -> None:
-    """Zoom into a part of the plane, where points have names."""
-    ax.set(xlim=(left, right), ylim=(low, high), title="the corner, larger")
-    inside = policies[policies["tokens"].between(left, right) & policies["accuracy"].between(low, high)]
-    for _, row in inside.iterrows():
-        where = (row["tokens"], row["accuracy"])
-        ax.annotate(row["policy"], where, (6, -11), textcoords="offset points", fontsize=8)
+def _named(
+    ax: Axes, rows: pd.DataFrame, colour: object, above: float, box: tuple[float, float, float, float]
+) -> None:
+    """The name of each policy of a box beside its point, so many points above it, in the point's colour."""
+    left, right, low, high = box
+    inside = rows[rows["tokens"].between(left, right) & rows["accuracy"].between(low, high)]
+    for row in inside.itertuples():
+        place = {"xytext": (6, above), "textcoords": "offset points", "zorder": 5}
+        name = ax.annotate(row.policy, (row.tokens, row.accuracy), color=colour, fontsize=10, **place)
+        name.set_path_effects([withStroke(linewidth=3, foreground="white")])
 
 
 def _groups() -> list[tuple[object, str, str]]:
