@@ -11,7 +11,7 @@ from lib.measure import evaluation
 from lib.measure.modes import answer
 from lib.policies.load import load_policy
 from lib.studies.qlora_tables import valid_share
-from lib.studies.shared import decision_states
+from lib.studies.shared import decision_states, probe_accuracy
 from lib.tasks import rollout_table
 
 D, S, C, L = ReasoningFormat
@@ -44,7 +44,7 @@ def test_the_staircase(accuracy):
 def test_difficulty_is_readable_where_the_format_is_chosen(base):
     questions = sample_questions(1200, seed=12, split="test")
     states = decision_states(*base, [question.prompt for question in questions])
-    assert evaluation.probe_accuracy(states, [question.tier for question in questions]) >= 0.9
+    assert probe_accuracy(states, [question.tier for question in questions]) >= 0.9
 
 
 def test_the_base_does_not_know_the_tags(base):
@@ -72,7 +72,7 @@ def test_sft_uses_every_format_on_every_tier(sft):
     shares = evaluation.format_shares(rollout_table(rollouts, questions))[list(ReasoningFormat)]
     assert shares.min().min() >= 0.15 and shares.max().max() <= 0.40
     states = decision_states(*sft, [question.prompt for question in questions])
-    assert evaluation.probe_accuracy(states, [question.tier for question in questions]) >= 0.9
+    assert probe_accuracy(states, [question.tier for question in questions]) >= 0.9
 
 
 def test_sft_keeps_the_staircase(sft):

@@ -13,7 +13,7 @@ from lib.formats import ReasoningFormat
 from lib.measure import evaluation, intervals
 from lib.studies.paired import seed_interval
 from lib.studies.qlora_tables import valid_share
-from lib.studies.shared import asking, decision_states
+from lib.studies.shared import asking, decision_states, probe_accuracy
 from lib.tasks import Rollout, Task, rollout_table
 from lib.verify import is_correct
 
@@ -94,8 +94,8 @@ def test_a_probe_reads_what_is_there_and_nothing_else():
     labels = list(TIERS) * 60
     signal = torch.eye(3)[torch.arange(180) % 3]
     noise = torch.randn(180, 8, generator=torch.Generator().manual_seed(0))
-    assert evaluation.probe_accuracy(torch.cat([signal, noise], 1), labels) == 1
-    assert evaluation.probe_accuracy(noise, labels) < 0.55
+    assert probe_accuracy(torch.cat([signal, noise], 1), labels) == 1
+    assert probe_accuracy(noise, labels) < 0.55
 
 
 def test_decision_states_do_not_depend_on_padding(model, tokenizer):

@@ -1,4 +1,4 @@
-"""Rollouts into numbers: accuracy and tokens with intervals, shares of formats, and what a state tells."""
+"""Rollouts into numbers: accuracy and tokens with intervals, and shares of formats."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,8 +6,6 @@ from itertools import chain
 from typing import Any
 
 import pandas as pd
-import torch
-from sklearn.linear_model import LogisticRegression
 
 from lib import thinking
 from lib.engines.ask import Policy, ask
@@ -71,12 +69,3 @@ def format_shares(table: pd.DataFrame) -> pd.DataFrame:
     return counts.unstack(fill_value=0.0).reindex(
         index=table["tier"].unique(), columns=[*FORMATS, "invalid"], fill_value=0.0
     )
-
-
-def probe_accuracy(states: torch.Tensor, labels: Sequence[str]) -> float:
-    """Accuracy of a linear probe that reads labels from states (N, D): fitted on the first half alone."""
-    cut = len(labels) // 2
-    mean, deviation = states[:cut].mean(0), states[:cut].std(0).clamp_min(1e-6)
-    scaled = ((states - mean) / deviation).numpy()
-    probe = LogisticRegression(max_iter=2000).fit(scaled[:cut], labels[:cut])
-    return float(probe.score(scaled[cut:], labels[cut:]))

@@ -3,5 +3,5 @@
 All of them give lib.tasks.Task; how a dataset spells its rows stays in this room.
 """
 
-from lib.sources.catalogue import SOURCES, sources_table
+from lib.sources.catalogue import SOURCES
 from lib.sources.loading import DataError, fits_in, load, load_tasks, read_rows

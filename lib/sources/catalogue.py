@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
 import yaml
 
 from lib.runs import ROOT
@@ -39,10 +38,3 @@ def _catalogue() -> dict[str, Source]:
 
 
 SOURCES: dict[str, Source] = _catalogue()
-
-
-def sources_table() -> pd.DataFrame:
-    """Every source with its tier, licence, hub repository and pinned revision."""
-    columns = ["tier", "kind", "licence", "hub", "revision", "home", "note"]
-    rows = {name: {c: v for c, v in vars(source).items() if c in columns} for name, source in SOURCES.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")[columns]

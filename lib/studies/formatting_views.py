@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from lib.dial import reach
 from lib.formats import ReasoningFormat
 from lib.measure.intervals import wilson_interval
+from lib.sources import SOURCES
 from lib.studies.lesson_figures import shade_tiers, staircase
 from lib.studies.paired import bootstrap_mean, bootstrap_paired
 from lib.studies.sft_set import SFTSet
@@ -171,3 +172,13 @@ def strictness_table(gap: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     names = {"false_rows": "rows with a false line", "valid": "valid", "correct": "right"}
     table = pd.concat([found.rename(columns=names).map("{:.1%}".format), points], axis=1)
     return table.rename(index={name: title for name, (title, _) in SETS.items()})
+
+
+# ---- the datasets -------------------------------------------------------------------------------
+
+
+def sources_table() -> pd.DataFrame:
+    """Every source with its tier, kind, licence and hub repository."""
+    columns = ["tier", "kind", "licence", "hub"]
+    rows = {name: {column: getattr(source, column) for column in columns} for name, source in SOURCES.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")

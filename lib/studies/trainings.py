@@ -20,7 +20,7 @@ import torch
 
 from lib.dial.tasks import dial_tasks, gold_rows
 from lib.dial.world import MAX_DEPTH, sample_questions
-from lib.measure.evaluation import ask_in_every_format, probe_accuracy
+from lib.measure.evaluation import ask_in_every_format
 from lib.measure.modes import answer
 from lib.methods.sft import SFTConfig, train_sft
 from lib.policies.adapters import merge_adapter
@@ -33,7 +33,7 @@ from lib.studies.backbones import backbone
 from lib.studies.causes import ada_grpo
 from lib.studies.qlora_tables import format_report
 from lib.studies.records import RUNS, SFT_SHARE, Outcome
-from lib.studies.shared import decision_states
+from lib.studies.shared import decision_states, probe_accuracy
 from lib.studies.slips import slips
 from lib.studies.strictness import strict_or_not
 from lib.studies.thinking_runs import adaptthink
