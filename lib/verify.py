@@ -172,18 +172,19 @@ def _yes_or_no(text: str) -> str:
 
 _WRAPPINGS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\boxed{", "}"))
 _SECOND = re.compile(r"\\boxed|(?<!\\)(?:\$|\\[()\[\]])")  # what is left of a second expression
-_TEXT = re.compile(r"\\(?:text|mbox|mathrm)[a-z]*\s*\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mbox|hbox|math|operatorname)[a-z]*\s*\{([^{}]*)\}(?:\s*\^\s*\{?([23]))?")
+_GROUP = re.compile(r"([(\[<])([^()\[\]<>]*,[^()\[\]<>]*)([)\]>])")  # one tuple, interval or, as <..>, set
 
 
 # What math-verify drops, though it decides: an answer may have it only as the reference has it.
 _DECIDING = (
     re.compile(r"\d\s*_\s*\{?\s*(\d+)"),  # a base
     re.compile(r"('|\\prime\b)"),
-    re.compile(r"(\\(?:approx|simeq|sim|cong|equiv|doteq)(?![a-zA-Z])|≈|≡)"),
+    re.compile(r"(\\(?:approx|simeq|sim|cong|equiv|doteq|[lc]?dots)(?![a-zA-Z])|≈|≡|…|\.\.\.)"),
 )
 _NUMBER_WORD = re.compile(
-    "half|third|quarter|double|twice|pair|dozen|score|hundred|thousand|[mb]illion|trillion|percent|per|cent|and|"
-    "or|not|minus|plus|time|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+    "(?:half|third|quarter|double|twice|pair|dozen|score|hundred|thousand|[mb]illion|trillion|percent|per|and|or|"
+    "not|minus|plus|time|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)s?|halves|cent"
 )
 
 
@@ -193,8 +194,18 @@ def _latex_equal(prediction: str, reference: str) -> bool:
         return False
     if not all(set(mark.findall(answer)) <= set(mark.findall(gold)) for mark in _DECIDING):
         return False
-    fences = {text[0] for text in (answer.replace("\\{", "{"), gold.replace("\\{", "{"))}
-    return fences != {"{", "("} and _units_fit(answer, gold) and _ask("strict", answer, gold)
+    return _fences_fit(answer, gold) and _units_fit(answer, gold) and _ask("strict", answer, gold)
+
+
+def _fences_fit(answer: str, gold: str) -> bool:
+    """Whether two groups are both sets, tuples or the same kind of interval.
+
+    math-verify takes (5, 3] and [5, 3) for the same empty interval.
+    """
+    bare = (re.sub(r"\\(?:left|right)|\s", "", text) for text in (answer, gold))
+    groups = [_GROUP.fullmatch(text.replace(r"\{", "<").replace(r"\}", ">")) for text in bare]
+    one, other = (group.group(1, 3) if group else None for group in groups)
+    return None in (one, other) or one == other
 
 
 def _units_fit(answer: str, gold: str) -> bool:
@@ -202,12 +213,19 @@ def _units_fit(answer: str, gold: str) -> bool:
 
     math-verify drops words, so `5\\text{, not 7}` would pass.
     """
-    words, known = (
-        {word.strip(" .").casefold().removesuffix("s") for word in _TEXT.findall(text)}
-        for text in (answer, gold)
-    )
-    is_unit = not known and all(map(str.isalpha, words)) and not any(map(_NUMBER_WORD.fullmatch, words))
+    words, known = ({_unit(*word) for word in _TEXT.findall(text)} for text in (answer, gold))
+    bare = [word.rstrip("23") for word in words]
+    is_unit = not known and all(map(str.isalpha, bare)) and not any(map(_NUMBER_WORD.fullmatch, bare))
     return not words or words == known or is_unit
+
+
+def _unit(word: str, power: str) -> str:
+    """A word in one case and without a plural's s; a symbol as it is, for ms is not m, nor MW mW."""
+    word = word.strip(" .")
+    if len(word) > 2:
+        word = word.casefold()
+        word = word if word == "cents" else word.removesuffix("s")  # one cent may be the end of per cent
+    return word + power
 
 
 def _bare_latex(text: str) -> str | None:

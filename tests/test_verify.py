@@ -244,6 +244,23 @@ DROPPED = [
     ("[1,2]", "(1,2)", False),
     ("(1,2]", "[1,2]", False),
     (r"\{1,2,3\}", r"\{1,2\}", False),
+    # found by the campaign (tests/faults)
+    ("(-11, -13]", "[-11,-13)", False),
+    ("[5, 3]", r"\{5,3\}", False),
+    (r"\left(5, 3\right]", "[5,3]", False),
+    (r"\left[\frac{1}{2}, 3\right]", r"[\frac12,3]", True),
+    (r"[3,4)\cup(1,2]", r"(1,2]\cup[3,4)", True),
+    (r"5\text{ s}", "5", True),
+    (r"5\text{ cents}", "5", True),
+    (r"5\text{ ms}", r"5\text{ m}", False),
+    (r"5\text{ MW}", r"5\text{ mW}", False),
+    (r"5\text{ cent}", "5", False),
+    (r"5\text{ m}^2", r"5\text{ m}", False),
+    (r"5\text{ m}^{2}", "5", True),
+    (r"0.333\ldots", "0.333", False),
+    ("1, 2, \\ldots, 9", "1, 2, \\ldots, 9", True),
+    (r"5\text{ millions}", "5", False),
+    *((rf"5\{box}{{ dozen}}", "5", False) for box in ("mathit", "mathbf", "mathsf", "hbox", "operatorname")),
 ]
 
 
