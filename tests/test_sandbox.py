@@ -649,6 +649,27 @@ def test_a_program_that_finds_the_secret_cannot_harm_the_parent(tail):
     assert result == SandboxResult(False, None, "", "ProcessError: what came back is not a result")
 
 
+@pytest.mark.parametrize(
+    "end", ["os._exit(3)", "os.abort()", "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 40)"]
+)
+def test_a_forged_result_counts_only_after_a_clean_end(end):
+    code = FIND_SECRET + f"os.write(3, secret + {FORGED!r}.encode())\n{end}"
+    result = _run(code, 10, 128, ("seccomp", "audit_hook"))[0]
+    assert not result.ok and result.value is None and result.error.startswith("ProcessError"), result
+
+
+def test_a_real_time_signal_has_no_name_and_is_said_all_the_same():
+    code = "import os\nos.kill(os.getpid(), 40)"
+    assert _run(code, 10, 128, ("seccomp", "audit_hook"))[0].error == "ProcessError: killed by signal 40"
+
+
+@pytest.mark.parametrize("message", ['{"value": 1, "error": "x"}', '{"value": "\\\\ud800", "error": null}'])
+def test_a_forged_result_is_one_that_a_program_could_have(message):
+    """No value beside an error, and nothing that no file can hold."""
+    result = run_python(FIND_SECRET + f"os.write(3, secret + b'{message}')\nos._exit(0)")
+    assert result.value is None and not result.ok
+
+
 def test_a_late_result_does_not_count():
     code = FIND_SECRET + f"os.write(3, secret + {FORGED!r}.encode())\ntime.sleep(60)"
     assert run_python(code, timeout=1).error.startswith("TimeoutError")

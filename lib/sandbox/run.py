@@ -150,16 +150,28 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _result(message: bytes, secret: bytes, exit_code: int) -> tuple[Any, str | None]:
-    """Value and error from the result channel, which a hostile program may have written to."""
-    if message.startswith(secret):
-        with suppress(ValueError, RecursionError):
-            result = json.loads(message.removeprefix(secret))
-            if isinstance(result, dict) and result.keys() == {"value", "error"}:
-                value, error = result["value"], result["error"]
-                if error is None or isinstance(error, str):
-                    return value, error
-    elif not message and exit_code < 0:
-        return None, f"ProcessError: killed by {signal.Signals(-exit_code).name}"
-    elif not message:
-        return None, f"ProcessError: ended itself with exit code {exit_code}, without a result"
+    """Value and error from the result channel, which a hostile program may have written to.
+
+    Whoever finds the secret may name any value, as every program may; but it counts only after a clean end.
+    """
+    if exit_code < 0:
+        return None, f"ProcessError: killed by {_signal_name(-exit_code)}"
+    if exit_code:
+        return None, f"ProcessError: ended itself with exit code {exit_code}"
+    if not message:
+        return None, "ProcessError: ended itself with exit code 0, without a result"
+    with suppress(ValueError, RecursionError):
+        result = json.loads(message.removeprefix(secret)) if message.startswith(secret) else None
+        json.dumps(result, ensure_ascii=False).encode()  # half of a surrogate pair fits in no file
+        if isinstance(result, dict) and result.keys() == {"value", "error"}:
+            value, error = result["value"], result["error"]
+            if error is None or (isinstance(error, str) and value is None):
+                return value, error
     return None, "ProcessError: what came back is not a result"
+
+
+def _signal_name(number: int) -> str:
+    """Its name; most real-time signals have none."""
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
