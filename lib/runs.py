@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from lib.writing import KeptLines, explained, held, read_json, write_atomically,
 from lib.writing import RunFolderError as RunFolderError
 
 ROOT = Path(__file__).resolve().parent.parent
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's end, a closed terminal
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy")
 
 
@@ -126,14 +128,10 @@ class Run:
         first does that, and the others wait for it.
         """
         say, new = say or (lambda line: None), json.loads(json.dumps(dict(settings)))
-        while not is_first_process() and self._settings() != new:
+        if is_first_process():
+            self._make_room(self._settings(), new, say)
+        while self._settings() != new:
             time.sleep(0.1)
-        old = self._settings()
-        if old != new:
-            if self.checkpoint.exists():
-                kept = self._set_aside(old)
-                say(f"other settings than last time ({_differences(old, new)}); the last are kept in {kept}")
-            self._bring_back(new)
         finished = self.checkpoint / "finished.json"
         if not finished.exists():
             return None
@@ -154,6 +152,13 @@ class Run:
         path = self.checkpoint / "config.json"
         return read_json(path) if path.exists() else {}
 
+    def _make_room(self, old: Mapping[str, Any], new: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        """Put what other settings left in their place, and what these left here."""
+        if old != new and self.checkpoint.exists():
+            kept = self._set_aside(old)
+            say(f"other settings than last time ({_differences(old, new)}); the last are kept in {kept}")
+        self._bring_back(new)
+
     def _set_aside(self, old: Mapping[str, Any]) -> str:
         """Move checkpoint and log away, to come back when their settings do; gives the place."""
         place = self.folder / "previous" / (digest(old) if old else _now())
@@ -161,12 +166,15 @@ class Run:
         return _shown(place)
 
     def _bring_back(self, settings: Mapping[str, Any]) -> None:
-        """What these settings left before, or an empty checkpoint folder that names them."""
+        """What these settings left before, or an empty checkpoint folder that names them.
+
+        What a kill left of either move is moved now: the log goes first and comes back last.
+        """
         place = self.folder / "previous" / digest(settings)
         if place.exists():
-            _move([path.name for path in place.iterdir()], place, self.folder)
+            _move(sorted(path.name for path in place.iterdir()), place, self.folder)
             place.rmdir()
-        else:
+        elif not self._settings():
             write_json(self.checkpoint / "config.json", settings)
 
 

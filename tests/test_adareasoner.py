@@ -26,7 +26,7 @@ from lib.bandit.learner import (
 from lib.bandit.llms import Request
 from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
 from lib.dial.surface import Surface
-from lib.runs import start_run
+from lib.runs import HeldError, start_run
 from lib.studies import simulated_surface
 
 SMALL = ActionSpace(("a", "b", "c"), (0.0, 0.5), (1, 2, 4, 8))
@@ -307,6 +307,39 @@ def test_ctrl_c_saves_and_the_same_call_goes_on():
     again, environment = make(run)
     again.train()
     assert again.step == 12 and environment.calls == 9
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scheduler_that_ends_a_job_loses_no_update(number, monkeypatch):
+    """The process would end by the signal; here it is only noted."""
+    run, ended = start_run("t", "cpu", {}), []
+    monkeypatch.setattr("lib.bandit.training.signal.raise_signal", ended.append)
+    before = signal.signal(number, signal.SIG_DFL)
+    trainer, _ = make(run, fail=lambda call: os.kill(os.getpid(), number) if call == 3 else None)
+    with pytest.raises(KeyboardInterrupt, match="saved at update 3"):
+        trainer.train()
+    assert ended == [number] and signal.signal(number, before) == signal.SIG_DFL
+    assert make(run)[0].step == 3
+
+
+def test_a_kill_before_the_first_save_leaves_no_rows_behind(monkeypatch):
+    run = start_run("t", "cpu", {})
+    trainer, _ = make(run, fail=lambda call: 1 / 0 if call == 3 else None)
+    monkeypatch.setattr(trainer, "save", lambda: None)  # a kill does not save
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    make(run)[0].train()
+    assert [row["step"] for row in run.metrics()] == list(range(1, 13))
+
+
+def test_two_processes_cannot_train_one_policy():
+    run = start_run("t", "cpu", {})
+    trainer, _ = make(run)
+    with run.alone():
+        with pytest.raises(HeldError, match="Another process trains in"):
+            make(run)
+        with pytest.raises(HeldError, match="Another process trains in"):
+            trainer.train()
 
 
 def test_what_was_not_answered_is_not_learnt_from():

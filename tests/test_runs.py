@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -135,6 +136,32 @@ def test_other_settings_never_meet_the_checkpoints_of_the_last(capsys):
     assert (run.checkpoint / "checkpoint-1" / "weights").read_text() == "1"
     assert [row["loss"] for row in run.metrics()] == [1]
     assert run.claim({"learning_rate": 0.2, "rows": "abc"}) == {"marker": 2}
+
+
+@pytest.mark.parametrize("moves", range(5))
+@pytest.mark.parametrize("back", [1, 2])
+def test_a_kill_between_two_moves_separates_no_log_from_its_checkpoint(moves, back, monkeypatch):
+    """Settings 1 are finished, then 2, then 1 again: killed after some moves, and followed by either."""
+    run, left, rename = start_run("00_x", "cpu", {}), [moves], runs.Path.rename
+
+    def until_killed(path, target):
+        if path.suffix != ".json" and not path.name.startswith("."):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        return rename(path, target)
+
+    trained(run, {"rate": 1}, 1)
+    trained(run, {"rate": 2}, 2)
+    monkeypatch.setattr(runs.Path, "rename", until_killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        run.claim({"rate": 1})
+    monkeypatch.undo()
+    monkeypatch.setenv("RUNS_DIR", str(run.folder.parents[1]))
+    for marker in (back, 3 - back, back):
+        assert run.claim({"rate": marker}) == {"marker": marker}
+        assert (run.checkpoint / "checkpoint-1" / "weights").read_text() == str(marker)
+        assert [row["loss"] for row in run.metrics()] == [marker]
 
 
 def test_a_checkpoint_that_does_not_say_its_settings_is_set_aside():

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -35,7 +35,7 @@ from lib.bandit.learner import (
     zscores,
 )
 from lib.checked import Range, check_fields
-from lib.runs import Run, digest, write_atomically
+from lib.runs import STOPPING, Run, digest, write_atomically
 
 
 class NoAnswersError(RuntimeError):
@@ -108,22 +108,25 @@ class BanditTrainer:
         self.decisions: list[dict[str, Any]] = []
         self._last_rewards = defaultdict[int, deque[float]](lambda: deque(maxlen=config.question_window))
         self.history: list[dict[str, float]] = []
-        self.interrupted = False
+        self.stopped_by = 0
         if run is not None:
             start = {"policy": digest(dict(policy.state_dict())), "embeddings": digest(embeddings)}
-            run.claim(asdict(config) | start, say=print)
-            if (run.checkpoint / "policy.safetensors").exists():
+            with run.alone():
+                run.claim(asdict(config) | start, say=print)
                 self._load(run)
 
     def train(
         self, *, stop_at: int | None = None, say: Callable[[str], None] | None = None
     ) -> list[dict[str, float]]:
-        """Run the updates that are left, a row each. Ctrl-C saves and raises KeyboardInterrupt."""
+        """Run the updates that are left, a row each.
+
+        Ctrl-C saves and raises KeyboardInterrupt; SIGTERM and SIGHUP save and end the process.
+        """
         last = min(stop_at or self.config.updates, self.config.updates)
         begun = time.monotonic()
-        try:
-            with self._stoppable():
-                while self.step < last and not self.interrupted:
+        with self._alone(), self._stoppable():
+            try:
+                while self.step < last and not self.stopped_by:
                     row = self.update()
                     due = self.step % max(1, last // 10) == 0 or self.step == last
                     if say is not None and due:
@@ -133,11 +136,18 @@ class BanditTrainer:
                         )
                     if self.step % self.config.save_every == 0:
                         self.save()
-        finally:
-            self.save()
-        if self.interrupted:
-            raise KeyboardInterrupt(f"saved at update {self.step}; the same call goes on from there")
+            finally:
+                self.save()
+        if self.stopped_by:
+            saved = f"saved at update {self.step}; the same call goes on from there"
+            if self.stopped_by != signal.SIGINT:
+                print(saved, flush=True)
+                signal.raise_signal(self.stopped_by)
+            raise KeyboardInterrupt(saved)
         return self.history
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return self.run.alone() if self.run is not None else nullcontext()
 
     def update(self) -> dict[str, float]:
         """One update: draw questions, choose configurations, ask, learn from what was answered."""
@@ -251,7 +261,10 @@ class BanditTrainer:
         new.replace(new.with_suffix(".safetensors"))
 
     def _load(self, run: Run) -> None:
-        """Go on where the checkpoint stands; what was decided or logged after it is dropped."""
+        """Go on where the checkpoint stands, if there is one; what was logged after it is dropped."""
+        if not (run.checkpoint / "policy.safetensors").exists():
+            run.rewind(-1)
+            return
         states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)  # of the policy, and by parameter
         with safe_open(run.checkpoint / "policy.safetensors", framework="pt") as file:
             self.step = int(file.metadata()["step"])
@@ -270,16 +283,17 @@ class BanditTrainer:
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Ctrl-C ends training after the update under way; it reaches no thread but the main one."""
+        """A signal ends training after the update under way; it reaches no thread but the main one."""
 
         def stop(number: int, frame: Any) -> None:
-            self.interrupted = True
+            self.stopped_by = number
 
-        self.interrupted = False
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        old = signal.signal(signal.SIGINT, stop) if in_main_thread else None
+        self.stopped_by, old = 0, {}
+        if threading.current_thread() is threading.main_thread():
+            heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+            old = {number: signal.signal(number, stop) for number in heard}
         try:
             yield
         finally:
-            if in_main_thread:
-                signal.signal(signal.SIGINT, old)
+            for number, handler in old.items():
+                signal.signal(number, handler)

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lib.runs import Run
+from lib.runs import STOPPING, Run
 
 LINES = 10  # that a training says
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's end, a closed terminal
 
 
 class NothingLeftError(Exception):
