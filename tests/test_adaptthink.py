@@ -441,6 +441,34 @@ def test_reference_samples_are_stored_by_id_and_resumed(base, tasks, tmp_path):
         sample_reference(load_policy(base), tasks[:12], path, samples=4)
 
 
+def test_a_kill_within_a_chunk_of_reference_samples_changes_nothing(base, tasks, tmp_path):
+    """The rest of the chunk had been drawn with another seed."""
+    path, settings = tmp_path / "killed.jsonl", {"samples": 3, "max_new_tokens": 12, "questions_at_once": 4}
+    sample_reference(load_policy(base), tasks[:8], tmp_path / "whole.jsonl", **settings)
+    whole = (tmp_path / "whole.jsonl").read_text()
+    for lines in (3, 6):
+        path.write_text("".join(whole.splitlines(keepends=True)[:lines]) + '{"id": "cut sho')
+        sample_reference(load_policy(base), tasks[:8], path, **settings)
+        assert path.read_text() == whole
+
+
+def test_reference_samples_of_another_model_are_not_taken(base, tasks, tmp_path):
+    """Neither of one at another place, nor of one that took its place."""
+    path, settings, other = (
+        tmp_path / "reference.jsonl",
+        {"samples": 1, "max_new_tokens": 4},
+        tmp_path / "other",
+    )
+    save_policy(new_dial_model(seed=0, layers=1), dial_tokenizer(), other)
+    sample_reference(load_policy(str(other)), tasks[:2], path, **settings)
+    with pytest.raises(ValueError, match=r"was made with .*'model': .*, not with .*'model': "):
+        sample_reference(load_policy(base), tasks[:2], path, **settings)
+    sample_reference(load_policy(str(other)), tasks[:2], path, **settings)
+    save_policy(new_dial_model(seed=1, layers=1), dial_tokenizer(), other)
+    with pytest.raises(ValueError, match="was made with"):
+        sample_reference(load_policy(str(other)), tasks[:2], path, **settings)
+
+
 def test_rows_without_reference_samples_are_named(rows):
     reference = {row["id"]: {"accuracy": 0.5} for row in rows[1:]}
     with pytest.raises(ValueError, match=f"1 of 24 questions.*{rows[0]['id']}"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from lib.engines.ask import Policy, ask
+from lib.engines.ask import Policy, as_engine, ask
+from lib.policies.load import fingerprint
 from lib.runs import KeptLines
 from lib.tasks import Rollout, Task
 from lib.thinking import read_thinking
@@ -27,10 +29,14 @@ def sample_reference(
     """How the reference fares on each question, by id: accuracy, mean tokens, truncated share, samples.
 
     One JSON line a question is appended to `path`, so a stopped call goes on where it was. A file made with
-    other settings is refused.
+    other settings or by another model is refused.
     """
-    settings = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens}
-    settings |= {"seed": seed} | ({"top_p": top_p} if top_p < 1 else {})
+    settings: dict[str, Any] = {
+        "samples": samples,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+    }
+    settings |= {"seed": seed} | ({"top_p": top_p} if top_p < 1 else {}) | {"model": _weights(policy)}
     lines = KeptLines(path)
     head, *stored = lines.read() or [None]
     if head is None:
@@ -41,9 +47,12 @@ def sample_reference(
             "file"
         )
     found = {row.pop("id"): row for row in stored}
-    todo = [task for task in {task.id: task for task in tasks}.values() if task.id not in found]
+    todo = list({task.id: task for task in tasks}.values())
     for first in range(0, len(todo), questions_at_once):
         chosen = todo[first : first + questions_at_once]
+        if all(task.id in found for task in chosen):
+            continue
+        # All of them, though a kill may have kept some: what is drawn together is drawn the same.
         rollouts = ask(
             policy,
             [task for task in chosen for _ in range(samples)],
@@ -51,14 +60,21 @@ def sample_reference(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
-            seed=seed + len(found),
+            seed=seed + first,
         )
         new = {t.id: _fared(rollouts[i * samples : (i + 1) * samples]) for i, t in enumerate(chosen)}
-        lines.append({"id": name} | numbers for name, numbers in new.items())
+        lines.append({"id": name} | numbers for name, numbers in new.items() if name not in found)
         found |= new
         if say is not None:
             say(f"{len(found)} questions sampled, {len(todo) - first - len(chosen)} to go")
     return found
+
+
+def _weights(policy: Policy) -> str:
+    """What tells the weights that answer from others: of a folder its hashes, else the name."""
+    engine = as_engine(policy)
+    model = getattr(getattr(engine, "engine", engine), "model", "")  # that of `Kept` stands behind it
+    return fingerprint(getattr(model, "name_or_path", model))
 
 
 def _fared(rollouts: Sequence[Rollout]) -> dict[str, float]:
