@@ -118,7 +118,7 @@ def test_the_names_that_a_rule_lists_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("type_name", "rule", "good", "bad"),
     [
-        ("int", "1..", [1, 9], [0, 1.0]),
+        ("int", "1..", [1, 9, 2**32 - 1], [0, 1.0, 2**32, 10**400]),
         ("float", ">0..0.1", [0.1, 1e-9], [0, 0.11]),
         ("float", "..1", [-5, 1], [1.1]),
         ("int", "1.. | -1", [-1, 1], [0, -2]),

@@ -79,6 +79,7 @@ KINDS = {
     ),
     "real model": Kind(f"that names a model: {_REAL}", _is_model),
 }
+LARGEST = 2**32 - 1  # of a whole number: what NumPy takes for a seed, and more than anything can be counted
 
 
 def annotation(type_name: str, rule: str) -> Any:
@@ -96,6 +97,7 @@ def _option(base: Any, rule: str) -> Any:
         return Annotated[str, kind] if kind else Literal["" if rule == "empty" else rule]
     if found := _RANGE.fullmatch(rule):
         above, low, high = found.groups()
+        high = high or (LARGEST if base is int else None)
         ends = {"above" if above else "low": base(low) if low else None, "high": base(high) if high else None}
         return Annotated[base, Range(**ends)]
     return Literal[base(rule)]

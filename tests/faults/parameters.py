@@ -28,8 +28,8 @@ def read_once() -> Iterator[None]:
 
 
 def fault_of(stem: str, parameter: Parameter, value: Any) -> str:
-    """What is wrong with how runner and set-up cell refuse a value: by name, at once, with what is allowed."""
-    begun, said = time.monotonic(), ["", ""]
+    """What is wrong with how runner and set-up cell refuse a value: by name, at once, saying what may be."""
+    begun, said, there = time.monotonic(), ["", ""], runs_folder().exists()
     values = {p.name: p.default for p in DECLARED[stem]} | {parameter.name: value}
     for place, refuse in enumerate(
         (lambda: run_course(only=[stem], overrides={parameter.name: value}), lambda: start(stem, values))
@@ -38,18 +38,16 @@ def fault_of(stem: str, parameter: Parameter, value: Any) -> str:
             refuse()
         except CourseError as error:
             said[place] = str(error)
+        except Exception as error:
+            said[place] = f"{type(error).__name__}: {error}"
     lines = [line for line in said[0].splitlines() if f": {parameter.name}" in line]
     if not any(" takes " in line and "got" in line for line in lines):
         return f"the runner says {said[0]!r:.200}"
     if f"{stem}: {parameter.name}" not in said[1]:
         return f"the set-up cell says {said[1]!r:.200}"
-    return (
-        "it took long"
-        if time.monotonic() - begun > 10
-        else "a folder was made"
-        if runs_folder().exists()
-        else ""
-    )
+    if runs_folder().exists() != there:
+        return "a folder was made"
+    return "it took long" if time.monotonic() - begun > 10 else ""
 
 
 def bad_values(parameter: Parameter) -> list[Any]:
