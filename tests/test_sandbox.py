@@ -8,10 +8,10 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from faults.processes import sandboxes
 
 from lib.dial import program, sample_questions
 from lib.sandbox import child
@@ -51,19 +51,8 @@ def nothing_survives(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder))
     yield folder
-    assert survivors(os.getpid()) == []
+    assert sandboxes(os.getpid()) == []
     assert list(folder.iterdir()) == []
-
-
-def survivors(parent: int) -> list[int]:
-    """Sandbox processes that `parent` started, found by their command line, whoever owns them now."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if any(word.endswith(b"/sandbox/child.py") for word in words) and str(parent).encode() in words:
-                found.append(int(folder.name))
-    return found
 
 
 # ---- normal programs -----------------------------------------------------------------------------
@@ -228,11 +217,11 @@ def test_it_dies_with_its_parent(nothing_survives):
         pytest.skip("this system cannot end a process with its parent")
     code = "from lib.sandbox import run_python\nrun_python('import time; time.sleep(60)', timeout=60)"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent)
-    assert wait_for(lambda: survivors(parent.pid), seconds=20)
+    assert wait_for(lambda: sandboxes(parent.pid), seconds=20)
     time.sleep(0.5)  # past the start of the interpreter
     parent.kill()
     parent.wait()
-    assert wait_for(lambda: not survivors(parent.pid), seconds=2)
+    assert wait_for(lambda: not sandboxes(parent.pid), seconds=2)
     for folder in nothing_survives.iterdir():  # a killed parent cannot tidy up, but there is nothing in it
         folder.rmdir()
 
