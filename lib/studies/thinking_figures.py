@@ -83,7 +83,7 @@ def weights(found: Mapping[str, pd.DataFrame]) -> Figure:
 
 def starts(curves: Mapping[str, np.ndarray]) -> Figure:
     """P(skip) over updates of the toy, both axes log; a line's name begins with its loss and a comma."""
-    figure, ax = plt.subplots(figsize=(6.4, 3.3), layout="constrained")
+    figure, ax = plt.subplots(figsize=(5.6, 4), layout="constrained")
     for (name, curve), colour in zip(curves.items(), (PALETTE[0], PALETTE[3], PALETTE[1]), strict=False):
         loss, _, step = name.partition(",")
         _, style, label = LOSSES[loss]
@@ -91,7 +91,7 @@ def starts(curves: Mapping[str, np.ndarray]) -> Figure:
     ax.axhline(0.1, color="0.4", lw=0.8)
     ax.set(xscale="log", yscale="log", ylim=(1e-7, 2))
     ax.set(xlabel="update (log scale)", ylabel="P(skip) (log scale)")
-    figure.legend(loc="outside right center", frameon=False)
+    figure.legend(loc="outside upper center", ncols=1, frameon=False)
     return figure
 
 
