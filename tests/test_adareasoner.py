@@ -13,7 +13,6 @@ from lib.bandit.actions import HEADS, Action, ActionSpace
 from lib.bandit.environments import LLMEnvironment
 from lib.bandit.learner import (
     ConfigurationPolicy,
-    action_probabilities,
     annealed_temperature,
     boltzmann_probabilities,
     choose,
@@ -28,6 +27,7 @@ from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
 from lib.dial.surface import Surface
 from lib.runs import HeldError, start_run
 from lib.studies import simulated_surface
+from lib.studies.off_policy import action_probabilities
 
 SMALL = ActionSpace(("a", "b", "c"), (0.0, 0.5), (1, 2, 4, 8))
 

@@ -195,17 +195,3 @@ def choose(
             propensities[head] = torch.full((len(logits),), 1 / size)
     actions = choices["joint"] if "joint" in choices else policy.action_space.join(choices)
     return Decisions(choices, propensities, actions)
-
-
-@torch.no_grad()
-def action_probabilities(
-    policy: ConfigurationPolicy, embeddings: torch.Tensor, temperature: float = 1.0
-) -> torch.Tensor:
-    """The probability of every action, (B, size); for spaces that fit into memory."""
-    probs = {
-        head: boltzmann_probabilities(logits, temperature) for head, logits in policy(embeddings).items()
-    }
-    if "joint" in probs:
-        return probs["joint"]
-    joint = torch.einsum("bi,bt,bs->bits", *(probs[head] for head in HEADS))
-    return joint.flatten(1)

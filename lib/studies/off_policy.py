@@ -8,6 +8,23 @@ from __future__ import annotations
 
 import torch
 
+from lib.bandit.actions import HEADS
+from lib.bandit.learner import ConfigurationPolicy, boltzmann_probabilities
+
+
+@torch.no_grad()
+def action_probabilities(
+    policy: ConfigurationPolicy, embeddings: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """The probability of every action, (B, size); for spaces that fit into memory."""
+    probs = {
+        head: boltzmann_probabilities(logits, temperature) for head, logits in policy(embeddings).items()
+    }
+    if "joint" in probs:
+        return probs["joint"]
+    joint = torch.einsum("bi,bt,bs->bits", *(probs[head] for head in HEADS))
+    return joint.flatten(1)
+
 
 def importance_weights(target: torch.Tensor, propensities: torch.Tensor) -> torch.Tensor:
     """w = pi(a) / mu(a), (N,)."""
