@@ -30,7 +30,6 @@ from lib.methods.sft_rows import IGNORED, by_length, encode, encode_rows, maskin
 from lib.methods.training import accumulation_steps
 from lib.policies.adapters import merge_adapter, start_embeddings
 from lib.policies.load import load_policy
-from lib.policies.memory import memory_mb
 from lib.policies.save import save_policy
 from lib.runs import start_run
 from lib.studies import faults
@@ -308,7 +307,7 @@ def test_nf4_takes_less_memory_and_leaves_the_output_layer_alone(base):
     assert layer.weight.dtype == torch.uint8 and layer.weight.quant_state.nested
     assert quantised.lm_head.weight.dtype == torch.float32
     linear = sum(m.weight.numel() for n, m in full.named_modules() if "_proj" in n)
-    saved = memory_mb(full) - memory_mb(quantised)
+    saved = (full.get_memory_footprint() - quantised.get_memory_footprint()) / 2**20
     assert saved == pytest.approx(linear * (4 - 0.5) / 2**20, rel=0.05)
 
 

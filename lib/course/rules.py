@@ -54,11 +54,6 @@ def is_path(name: str) -> bool:
     return bool(name) and (name[0] in "./~" or name.count("/") > 1 or located(name).is_dir())
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether a model's name is one of the hub: not shipped, no folder."""
-    return name not in SHIPPED and not is_path(name)
-
-
 def _is_model(name: str) -> bool:
     return is_path(name) or bool(_HUB.fullmatch(name))
 

@@ -30,7 +30,6 @@ from lib.methods.training import (
     train_policy,
     trainer_arguments,
 )
-from lib.policies.memory import memory_mb, trained_parameters
 from lib.runs import Run
 
 FORMATS: list[ReasoningFormat | None] = [*ReasoningFormat, None]
@@ -231,8 +230,8 @@ def train_sft(
             "best_step": trainer.state.best_global_step,
             "perplexity": trainer.state.best_metric,
             "tokens_per_second": round(statistics.median(logged)),
-            "model_mb": round(memory_mb(trainer.model), 2),
-            "trained_parameters": trained_parameters(trainer.model),
+            "model_mb": round(trainer.model.get_memory_footprint() / 2**20, 2),
+            "trained_parameters": trainer.model.num_parameters(only_trainable=True),
         }
 
     build = partial(make_trainer, config, rows, validation_rows, run)

@@ -1,20 +1,10 @@
-"""What a model takes in memory, and how to lend it."""
+"""The memory that a model takes, lent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
-
-
-def memory_mb(model: PreTrainedModel) -> float:
-    """The memory of a model's weights and buffers, in MB."""
-    return model.get_memory_footprint() / 2**20
-
-
-def trained_parameters(model: PreTrainedModel) -> int:
-    """How many parameters training changes."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from lib.course.rules import SHIPPED, is_hub_name, is_path
+from lib.course.rules import SHIPPED, is_path
 from lib.runs import ROOT, RunFolderError, located, read_json, runs_folder, write_atomically
 from lib.sources.catalogue import SOURCES
 
@@ -69,6 +69,11 @@ Versions: {versions}.
 
 The licences of the base model and of the data apply. Choose one that they allow before you publish this.
 """
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a model's name is one of the hub: not shipped, no folder."""
+    return name not in SHIPPED and not is_path(name)
 
 
 @dataclass(frozen=True)

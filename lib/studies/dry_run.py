@@ -20,9 +20,9 @@ from typing import Any
 from lib.course.declared import Parameter
 from lib.course.notebooks import NOTEBOOKS, CourseError, choose, find_notebooks
 from lib.course.profiles import Plan, assignment, plan, read_values
-from lib.course.rules import is_hub_name
 from lib.course.runner import check_plans, run_plans, table
 from lib.runs import ROOT, RunFolderError
+from lib.studies.cards import is_hub_name
 from lib.studies.stand_in import sample_answers, serving, stand_in_model
 
 SAMPLES = ROOT / "data" / "samples"
