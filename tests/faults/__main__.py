@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import argparse
 import sys
+from contextlib import suppress
 from functools import partial
 
 from lib.runs import runs_folder
@@ -30,7 +31,8 @@ def main() -> int:
     options = parser.parse_args()
     columns = {name: COLUMNS[name] for name in options.only or COLUMNS}
     campaign = Campaign(COLUMNS, options.seed, runs_folder() / "faults" / f"seed_{options.seed}")
-    campaign.run(60 * options.minutes, only=columns, say=partial(print, flush=True))
+    with suppress(KeyboardInterrupt):  # the same call goes on
+        campaign.run(60 * options.minutes, only=columns, say=partial(print, flush=True))
     print(f"\n{campaign.table()}\n{campaign.folder / 'table.md'} keeps this table.")
     return 1 if any(row["broken"] for row in campaign.rows) else 0
 

@@ -24,7 +24,8 @@ PATIENCE = 120.0  # seconds for a training that takes three
 class Fault:
     """What happens at the `event`-th change to the file system below the run's folder, seen from inside.
 
-    "kill": SIGKILL. "full": from then on no file can be made. "limit": no file grows beyond `size` bytes.
+    "kill": SIGKILL. "full": from then on no file can be made. "limit": no file grows beyond `size` bytes
+    (Python ignores the signal for that, so writing fails).
     """
 
     how: str = ""
@@ -95,7 +96,6 @@ def _watcher(fault: Fault, folder: str) -> Callable[[str, tuple], None]:
         if seen == fault.event and fault.how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if seen == fault.event and fault.how == "limit":
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault.size, fault.size))
         if (
             seen >= fault.event

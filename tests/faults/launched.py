@@ -20,7 +20,7 @@ from .processes import family, left
 from .trainings import RL, base, differences, left_by
 
 COMMAND = "import json, sys; from lib.engines.launch import run; print(run(**json.load(open(sys.argv[1]))))"
-STEPS = 8
+STEPS = 5
 
 
 def case(rng: random.Random, folder: Path, number: int) -> Found:

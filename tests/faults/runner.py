@@ -30,7 +30,7 @@ import pathlib, sys, time
 
 sys.path.insert(0, PLACE)
 import torch
-from faults.trainings import bandit
+from faults.small_bandit import bandit
 from lib.runs import start_run
 
 run = start_run("00_a", PROFILE, {})
@@ -43,12 +43,12 @@ run_course(folder=pathlib.Path(sys.argv[1]))
 
 
 def case(rng: random.Random, folder: Path, number: int) -> Found:
-    """A notebook that trains a bandit for some seconds; its runner, papermill or kernel is ended, twice."""
+    """A notebook that trains a bandit; its runner, papermill or kernel is ended, once or twice."""
     straight, notebooks = folder.parent / "straight", _notebooks(folder.parent / "notebooks")
     if not (straight / "cpu" / "00_a" / "finished.json").exists():
         _run(notebooks, straight).wait(300)
     broken, said = [], []
-    for _ in range(2):
+    for _ in range(1 + number % 2):
         said.append(_end_one(rng, notebooks, folder / "runs", broken))
     if (code := _run(notebooks, folder / "runs").wait(300)) != 0:
         broken.append(f"the rerun ends by {code}")
@@ -59,7 +59,7 @@ def case(rng: random.Random, folder: Path, number: int) -> Found:
 
 def _end_one(rng: random.Random, notebooks: Path, runs: Path, broken: list[str]) -> str:
     """Start the course, end one of its processes, and see who is left."""
-    runner, wait = _run(notebooks, runs), rng.uniform(1, 25)
+    runner, wait = _run(notebooks, runs), rng.uniform(0, 18)
     begun = time.monotonic()
     while len(pids := family(runner.pid)) < 3 and runner.poll() is None and time.monotonic() < begun + 60:
         time.sleep(0.1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lib.bandit.actions import ActionSpace
-from lib.bandit.learner import ConfigurationPolicy
-from lib.bandit.training import BanditConfig, BanditTrainer
 from lib.dial import dial_tasks, dial_tokenizer, new_dial_model, sample_questions
 from lib.dial.pretrain import PretrainConfig, pretrain
 from lib.dial.responses import gold_response
@@ -29,13 +25,13 @@ from lib.methods.sft_rows import read_rows
 from lib.policies.load import load_policy
 from lib.policies.save import save_policy
 from lib.runs import Run
-from lib.studies import simulated_surface
 from lib.studies.reference_samples import sample_reference
 from lib.tasks import task_rows
 from lib.thinking import thinking_tasks
 
+from .small_bandit import bandit
+
 STEPS = 6
-SPACE = ActionSpace(("a", "b", "c"), (0.0, 0.5), (1, 2, 4, 8))
 SAVED = ("SFT", "Ada-GRPO", "AdaptThink", "pre-training")  # by transformers' trainer, with checkpoints
 UNTIMELY = (
     "seconds",
@@ -106,22 +102,6 @@ def adaptthink(folder: Path, model: str, changes: Changes) -> None:
 def pretraining(folder: Path, model: str, changes: Changes) -> None:
     small = {"steps": STEPS, "documents_per_step": 4, "warmup_steps": 2, "growing_steps": 4, "save_every": 2}
     pretrain(PretrainConfig(**small | changes), dial_tokenizer(), Run(folder, {}), say=print)
-
-
-def bandit(folder: Path, model: str, changes: Changes, wait: float = 0.0) -> list[dict[str, float]]:
-    """Its LLM takes `wait` seconds to answer."""
-    embeddings, surface = simulated_surface.simulated_surface(SPACE, seed=2, questions=20)
-    torch.manual_seed(0)
-
-    def slowly(*asked: Any) -> torch.Tensor:
-        time.sleep(wait)
-        return surface(*asked)
-
-    config = BanditConfig(**{"updates": 100, "batch_size": 8, "save_every": 20} | changes)
-    trainer = BanditTrainer(ConfigurationPolicy(16, SPACE), embeddings, slowly, config, Run(folder, {}))
-    history = trainer.train(say=print)
-    (folder / "decisions.json").write_text(json.dumps(trainer.decisions))
-    return history
 
 
 def reference(folder: Path, model: str, changes: Changes) -> None:
