@@ -146,7 +146,7 @@ def case(rng: random.Random, folder: Path, number: int) -> Found:
             if faults:
                 (folder / f"program_{place}.py").write_text(code)
             broken += [f"program {place}: {fault}" for fault in faults]
-    return Found(f"{PROGRAMS} programs without {', '.join(without) or 'nothing'}", PROGRAMS, broken)
+    return Found(f"{PROGRAMS} programs, guards left out: {', '.join(without) or 'none'}", PROGRAMS, broken)
 
 
 def _wrong(result: SandboxResult, code: str) -> Iterator[str]:

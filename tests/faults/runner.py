@@ -34,7 +34,7 @@ from faults.small_bandit import bandit
 from lib.runs import start_run
 
 run = start_run("00_a", PROFILE, {})
-run.finish({"reward": bandit(run.folder, "", {}, wait=0.1)[-1]["reward"]})"""
+run.finish({"reward": bandit(run.folder, "", {}, wait=0.15)[-1]["reward"]})"""
 COMMAND = """
 import pathlib, sys
 from lib.course.runner import run_course
@@ -59,7 +59,7 @@ def case(rng: random.Random, folder: Path, number: int) -> Found:
 
 def _end_one(rng: random.Random, notebooks: Path, runs: Path, broken: list[str]) -> str:
     """Start the course, end one of its processes, and see who is left."""
-    runner, wait = _run(notebooks, runs), rng.uniform(0, 18)
+    runner, wait = _run(notebooks, runs), rng.uniform(0, 10)
     begun = time.monotonic()
     while len(pids := family(runner.pid)) < 3 and runner.poll() is None and time.monotonic() < begun + 60:
         time.sleep(0.1)
