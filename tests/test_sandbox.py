@@ -15,7 +15,15 @@ from faults.processes import sandboxes
 
 from lib.dial import program, sample_questions
 from lib.sandbox import child
-from lib.sandbox.run import MIN_MEMORY_MB, OUTPUT_LIMIT, SandboxResult, _run, protections, run_python
+from lib.sandbox.run import (
+    MIN_MEMORY_MB,
+    OUTPUT_LIMIT,
+    SandboxError,
+    SandboxResult,
+    _run,
+    protections,
+    run_python,
+)
 from lib.studies.shared import split_simulated_output
 
 GUARDS = [guard.__name__ for guard in child.GUARDS]
@@ -694,6 +702,17 @@ def test_the_audit_hook_alone_refuses(code):
     assert "audit_hook" in in_force and result.error.startswith("PermissionError: [Errno 1] the sandbox"), (
         result
     )
+
+
+def test_where_only_the_audit_hook_is_to_be_had_nothing_runs_until_that_is_accepted(monkeypatch):
+    monkeypatch.setattr(
+        "lib.sandbox.run.protections", lambda: dict.fromkeys(GUARDS, False) | {"audit_hook": True}
+    )
+    monkeypatch.delenv("SANDBOX_AUDIT_ONLY", raising=False)
+    with pytest.raises(SandboxError, match="set SANDBOX_AUDIT_ONLY=1 to accept it"):
+        run_python("1 + 1")
+    monkeypatch.setenv("SANDBOX_AUDIT_ONLY", "1")
+    assert run_python("1 + 1").value == 2
 
 
 def test_without_landlock_usual_imports_still_work():

@@ -17,8 +17,8 @@ How it degrades. Without `private_scratch` (containers, Ubuntu 24.04) the scratc
 Without `landlock` (Linux before 5.13) seccomp refuses to open any file, so that only common modules of
 the standard library can be imported. Without `seccomp` (macOS; processors other than x86-64 and arm64)
 the audit hook alone guards network and files, and a program that means harm gets round it; processes are
-bounded by `limits` for an ordinary user and not for root. macOS has no `memory_limit` either. The time
-limit holds everywhere.
+bounded by `limits` for an ordinary user and not for root. macOS has no `memory_limit` either. So nothing
+runs there until SANDBOX_AUDIT_ONLY=1 accepts it. The time limit holds everywhere.
 
 What it does not protect against. A flaw in the kernel or in Python together with one. Finding out whether
 a path exists, and reading what is in /usr/lib and beside Python's libraries. A busy core until the time
@@ -44,6 +44,7 @@ from lib.sandbox import child
 
 OUTPUT_LIMIT = 131_072  # bytes of stdout, and of the result; a program that writes more is stopped
 MIN_MEMORY_MB = 32  # the interpreter itself takes about 20
+WEAK = "the audit hook alone guards here (no seccomp): take Linux, or set SANDBOX_AUDIT_ONLY=1 to accept it"
 
 
 class SandboxError(RuntimeError):
@@ -70,8 +71,10 @@ def run_python(code: str, *, timeout: float = 5.0, memory_mb: int = 256) -> Sand
     """Run a program for at most `timeout` seconds of wall time, start included, in `memory_mb` MB.
 
     Whatever the program does comes back as a result. Raises ValueError for a limit that makes no sense and
-    SandboxError where no program can be run at all. Safe to call from several threads.
+    SandboxError where none can be run at all, or none safely. Safe to call from several threads.
     """
+    if not (protections()["seccomp"] or os.environ.get("SANDBOX_AUDIT_ONLY") == "1"):
+        raise SandboxError(WEAK)
     return _run(code, timeout, memory_mb)[0]
 
 
