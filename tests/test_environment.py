@@ -76,7 +76,7 @@ def test_every_import_is_on_the_list():
     implied = {"numpy", "scipy", "tokenizers", "matplotlib", "pillow", "IPython", "safetensors", "packaging"}
     implied |= {"sympy", "huggingface-hub", "anyio", "pyarrow"}
     known = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]
-    listed = {canonicalize_name(Requirement(text).name) for text in known} | implied | {"lib"}
+    listed = {canonicalize_name(Requirement(text).name) for text in known} | implied | {"lib", "faults"}
     listed |= {path.stem for folder in ("tests", "tests/vllm_cpu") for path in (ROOT / folder).glob("*.py")}
     owners = packages_distributions()
     for module in modules - set(sys.stdlib_module_names):

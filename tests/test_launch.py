@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config import config_args
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from lib.engines import launch, worker
 from lib.engines.launch import LaunchError, configuration, run
@@ -231,6 +232,23 @@ def test_a_killed_process_does_not_leave_the_other_hanging():
     with pytest.raises(LaunchError, match=r"process 1 \(of 0 to 1\) was killed by SIGKILL.*memory"):
         run("launch_functions:die_in_the_last", {}, num_processes=2)
     assert time.monotonic() - begun < 60
+
+
+def test_the_process_that_was_killed_is_named_and_not_the_one_that_missed_it(tmp_path, monkeypatch):
+    """Its partner's error is often written before anybody has looked how the killed one ended."""
+    said = tmp_path / "error.json"
+    write_json(said, {"message": {"message": "reset by peer", "extraInfo": {"timestamp": "1"}}})
+    missed, killed = ProcessFailure(0, 10, 1, str(said)), ProcessFailure(1, 11, -signal.SIGKILL, "")
+
+    def start(call, folder):
+        raise ChildFailedError("worker", {0: missed, 1: killed})
+
+    monkeypatch.setattr(worker, "_when", lambda happens, act: None)
+    monkeypatch.setattr(worker, "_start", start)
+    monkeypatch.setattr(worker, "read_json", lambda path: {})
+    assert missed.timestamp < killed.timestamp and worker.launch(tmp_path) == 1
+    failure = read_json(tmp_path / "failure.json")
+    assert (failure["rank"], failure["exitcode"]) == (1, -signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def test_a_case_that_another_process_runs_is_left_to_it(folder, main, private_ru
             "notebook: '00'\ngrid:\n  RATE: [0.1, 1e-5]",
             r"line 3: RATE takes .* got '1e-5'. YAML reads 1e-5 as text",
         ),
-        ("notebook: '00'\ncases:\n- SEED: 1\n- SEED: -1", "line 4: SEED takes a whole number from 0, got -1"),
+        ("notebook: '00'\ncases:\n- SEED: 1\n- SEED: -1", r"line 4: SEED takes a whole .*got -1"),
         ("notebook: '00'\nset:\n  SEED: 1.5\ngrid: {RATE: [0.1]}", "line 3: SEED takes a whole number"),
         ("notebook: '00'\nset: {SEED: 1}\ngrid: {SEED: [1]}", "SEED stands under set as well"),
         ("notebook: '00'\ngrid: {RUN_NAME: [a]}", "RUN_NAME is made from the values"),

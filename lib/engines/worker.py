@@ -35,7 +35,8 @@ def launch(folder: Path) -> int:
     try:
         _start(read_json(folder / "call.json"), folder)
     except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
+        killed = [one for one in failed.failures.items() if one[1].exitcode < 0]  # others only lost it
+        rank, failure = killed[0] if killed else failed.get_first_failure()
         _keep_failure(folder, rank, failure.exitcode, failure.message)
         return 1
     except SignalException as ended:
