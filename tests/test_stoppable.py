@@ -42,7 +42,9 @@ def begin(folder, cell=TRAINS):
     notebook = new_notebook(cells=[*cells, new_code_cell(GOES_ON)], metadata={"kernelspec": KERNEL})
     (folder / "train.ipynb").write_text(writes(notebook))
     (folder / "out" / "parameters.yaml").write_text(yaml.safe_dump({"FOLDER": str(folder)}))
-    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(folder)])
+    # Under nohup the tests themselves ignore SIGHUP, and hand that on.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(folder)], **heard)
     wait_for((folder / "kernel.pid").exists, 60)
     time.sleep(0.5)
     kernel = psutil.Process(int((folder / "kernel.pid").read_text()))

@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from lib.dial import dial_tasks, dial_tokenizer, new_dial_model, sample_questions
 from lib.dial.pretrain import PretrainConfig, pretrain
@@ -100,8 +102,14 @@ def adaptthink(folder: Path, model: str, changes: Changes) -> None:
 
 
 def pretraining(folder: Path, model: str, changes: Changes) -> None:
+    """A row a step, as with the others: a row over several steps holds those since the resume alone."""
     small = {"steps": STEPS, "documents_per_step": 4, "warmup_steps": 2, "growing_steps": 4, "save_every": 2}
-    pretrain(PretrainConfig(**small | changes), dial_tokenizer(), Run(folder, {}), say=print)
+    with patch("lib.dial.pretrain.TrainingArguments", _logging_each_step):
+        pretrain(PretrainConfig(**small | changes), dial_tokenizer(), Run(folder, {}), say=print)
+
+
+def _logging_each_step(**given: Any) -> TrainingArguments:
+    return TrainingArguments(**given | {"logging_steps": 1})
 
 
 def reference(folder: Path, model: str, changes: Changes) -> None:
