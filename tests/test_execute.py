@@ -45,7 +45,20 @@ def test_notebook_01_builds_its_set_from_rows_of_a_dataset_too(tmp_path, private
 def test_solutions_run(path, tmp_path):
     command = [sys.executable, "-m", "papermill", str(path), str(tmp_path / "out.ipynb")]
     done = subprocess.run(
-        [*command, "-p", "COUNT", "20", "-k", "python3", "--no-progress-bar", "--log-level", "ERROR"],
+        [
+            *command,
+            "-p",
+            "COUNT",
+            "20",
+            "-p",
+            "STEPS",
+            "10",
+            "-k",
+            "python3",
+            "--no-progress-bar",
+            "--log-level",
+            "ERROR",
+        ],
         capture_output=True,
         text=True,
     )
