@@ -236,9 +236,8 @@ def test_a_killed_process_does_not_leave_the_other_hanging():
 
 def test_the_process_that_was_killed_is_named_and_not_the_one_that_missed_it(tmp_path, monkeypatch):
     """Its partner's error is often written before anybody has looked how the killed one ended."""
-    said = tmp_path / "error.json"
-    write_json(said, {"message": {"message": "reset by peer", "extraInfo": {"timestamp": "1"}}})
-    missed, killed = ProcessFailure(0, 10, 1, str(said)), ProcessFailure(1, 11, -signal.SIGKILL, "")
+    missed, killed = ProcessFailure(0, 10, 1, ""), ProcessFailure(1, 11, -signal.SIGKILL, "")
+    worker._keep_failure(tmp_path, 0, 1, "reset by peer")
 
     def start(call, folder):
         raise ChildFailedError("worker", {0: missed, 1: killed})
@@ -246,9 +245,32 @@ def test_the_process_that_was_killed_is_named_and_not_the_one_that_missed_it(tmp
     monkeypatch.setattr(worker, "_when", lambda happens, act: None)
     monkeypatch.setattr(worker, "_start", start)
     monkeypatch.setattr(worker, "read_json", lambda path: {})
-    assert missed.timestamp < killed.timestamp and worker.launch(tmp_path) == 1
+    assert worker.launch(tmp_path) == 1
     failure = read_json(tmp_path / "failure.json")
     assert (failure["rank"], failure["exitcode"]) == (1, -signal.SIGKILL)
+
+
+def test_of_two_that_raise_in_one_second_the_first_is_named(tmp_path, monkeypatch):
+    """torch keeps whole seconds, and takes the lower rank of equals."""
+
+    def start(call, folder):
+        for rank in (1, 0):
+            monkeypatch.setenv("RANK", str(rank))
+            assert worker.work(tmp_path) == 1
+        raise ChildFailedError("worker", {rank: ProcessFailure(rank, 10, 1, "") for rank in (0, 1)})
+
+    def fail(folder):
+        raise ValueError(f"in {os.environ['RANK']}")
+
+    monkeypatch.setattr(worker, "_when", lambda happens, act: None)
+    monkeypatch.setattr(worker, "_start", start)
+    monkeypatch.setattr(worker, "_call", fail)
+    monkeypatch.setattr(os, "dup2", lambda one, other: None)
+    monkeypatch.setattr(worker, "read_json", lambda path: {})
+    monkeypatch.setattr(worker, "is_first_process", lambda: True)
+    assert worker.launch(tmp_path) == 1
+    failure = read_json(tmp_path / "failure.json")
+    assert failure["rank"] == 1 and failure["error"].endswith("ValueError: in 1\n")
 
 
 @pytest.mark.slow

@@ -60,7 +60,8 @@ def test_a_grid_runs_past_a_failure_and_the_same_command_does_only_what_is_left(
     file = saved(folder, GRID | {"set": {"COUNT": 2}, "show": ["arm.tokens", "scoer"]})
     assert main(file) == 1
     said = capsys.readouterr()
-    assert said.err == "failed: 00_a/rates+RATE=0.2+SEED=1\n" and "AssertionError: this one fails" in said.out
+    assert said.err == "failed: 00_a/rates+RATE=0.2+SEED=1\n", said.out
+    assert "AssertionError: this one fails" in said.out
     assert "no numbers called scoer" in said.out
     place = private_runs / "cpu" / "00_a"
     table = pd.read_csv(place / "rates.csv")

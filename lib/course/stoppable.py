@@ -2,11 +2,14 @@
 
 A signal, or the end of the process that started it, interrupts the running cell as a reader's stop button
 does: a training finishes its step and saves. No further cell begins. A second signal does not wait.
+
+The kernel is spoken to through files: of many that start at once, two may choose the same network port.
 """
 
 import os
 import signal
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import psutil
 import yaml
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.execute import PapermillExecutionError
+from traitlets.config import Config
 
 _stopped = threading.Event()
 
@@ -37,7 +41,10 @@ class Stoppable(NBClientEngine):
             begin(cell, index)
 
         nb_man.cell_start = cell_start
-        super().execute_managed_notebook(nb_man, kernel_name, **options)
+        with tempfile.TemporaryDirectory(prefix="kernel-") as folder:  # a socket's path must be short
+            place = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+            options["config"] = Config(KernelManager=place)
+            super().execute_managed_notebook(nb_man, kernel_name, **options)
 
 
 def main(notebook: str, output: str, parameters: str) -> int:

@@ -161,7 +161,7 @@ def _environment() -> dict[str, str]:
     """This process's environment and import path; one thread each on a CPU, where more fight for cores."""
     threads = os.environ.get("OMP_NUM_THREADS", "1") if torch.accelerator.is_available() else "1"
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
+    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}
 
 
 def _stream(command: list[str], log: Path) -> int:
@@ -200,8 +200,7 @@ def _explain(function: str, num_processes: int, folder: Path, log: Path, code: i
     which = f"process {first['rank']} (of 0 to {num_processes - 1})" if num_processes > 1 else "its process"
     if first["exitcode"] < 0:
         name = signal.Signals(-first["exitcode"]).name
-        hint = HINTS.get(name, "")
-        return f"{function}: {which} was killed by {name}{hint}"
+        return f"{function}: {which} was killed by {name}{HINTS.get(name, '')}"
     return f"{function} failed in {which}:\n{_last_lines(first['error'])}"
 
 

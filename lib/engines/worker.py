@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from lib.engines.launch import as_json, find
 from lib.engines.nodes import Nodes, this_node
@@ -35,12 +36,13 @@ def launch(folder: Path) -> int:
     try:
         _start(read_json(folder / "call.json"), folder)
     except ChildFailedError as failed:
-        killed = [one for one in failed.failures.items() if one[1].exitcode < 0]  # others only lost it
-        rank, failure = killed[0] if killed else failed.get_first_failure()
-        _keep_failure(folder, rank, failure.exitcode, failure.message)
+        # Any other end than an error, or by the launcher, which stops those that are left, is the cause.
+        ended = [one for one in failed.failures.items() if one[1].exitcode not in (1, -signal.SIGTERM)]
+        rank, failure = ended[0] if ended else failed.get_first_failure()
+        _keep_failure(folder, rank, failure.exitcode, str(failure.message), known=bool(ended))
         return 1
-    except SignalException as ended:
-        _keep_failure(folder, 0, -ended.sigval, "")
+    except SignalException as stopped:
+        _keep_failure(folder, 0, -stopped.sigval, "", known=True)
         return 1
     return 0
 
@@ -64,10 +66,9 @@ def _start(call: Mapping[str, Any], folder: Path) -> None:
     launch_command(given)
 
 
-def _keep_failure(folder: Path, rank: int, exitcode: int, message: str | dict[str, Any]) -> None:
-    """Who failed first; of an exception torch keeps the traceback, of a signal its name."""
-    error = message if isinstance(message, str) else message["extraInfo"]["py_callstack"]
-    if not (folder / "failure.json").exists():  # another machine's was first
+def _keep_failure(folder: Path, rank: int, exitcode: int, error: str, *, known: bool = False) -> None:
+    """Who failed first, and how; a cause that is known replaces what another wrote as it missed it."""
+    if known or not (folder / "failure.json").exists():
         write_json(folder / "failure.json", {"rank": rank, "exitcode": exitcode, "error": error})
 
 
@@ -82,7 +83,8 @@ def work(folder: Path) -> int:
         sys.stdout.reconfigure(line_buffering=True)
     try:
         _call(folder)
-    except Exception:  # the launcher has its traceback
+    except Exception:  # before this process ends, and the others fail as they miss it
+        _keep_failure(folder, int(os.environ.get("RANK", "0")), 1, traceback.format_exc())
         return 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -96,7 +98,6 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-@record
 def _call(folder: Path) -> None:
     call = read_json(folder / "call.json")
     if torch.accelerator.is_available():  # before anything loads: all would fill the first device
