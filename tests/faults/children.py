@@ -74,6 +74,7 @@ def _work(training: str, folder: str, model: str, changes: dict[str, Any], fault
         TRAININGS[training](Path(folder), model, changes)
         print(f"done after {time.monotonic() - begun:.2f} s")
     except BaseException:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)  # the log is a file too
         traceback.print_exc()
         os._exit(1)
 
@@ -96,7 +97,7 @@ def _watcher(fault: Fault, folder: str) -> Callable[[str, tuple], None]:
         if seen == fault.event and fault.how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if seen == fault.event and fault.how == "limit":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (fault.size, fault.size))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (fault.size, resource.RLIM_INFINITY))
         if (
             seen >= fault.event
             and fault.how == "full"
