@@ -199,10 +199,10 @@ def test_a_worker_takes_its_own_device_before_anything_loads(tmp_path, monkeypat
 def test_a_worker_lives_without_an_input_as_under_a_scheduler(tmp_path):
     call = {"function": "launch_functions:slow", "config": {}, "alone": True}
     write_json(tmp_path / "call.json", call)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "-m", "lib.engines.worker"]
+    words = f"{sys.executable} -m torch.distributed.run --standalone -m lib.engines.worker {tmp_path}"
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [*command, str(tmp_path)], stdin=subprocess.DEVNULL, env=os.environ | path, capture_output=True
+        ["sh", "-c", f"exec {words} $$"], stdin=subprocess.DEVNULL, env=os.environ | path, capture_output=True
     )
     assert done.returncode == 0 and read_json(tmp_path / "result.json") == {"slept": 2}
 
@@ -245,7 +245,7 @@ def test_the_process_that_was_killed_is_named_and_not_the_one_that_missed_it(tmp
     monkeypatch.setattr(worker, "_when", lambda happens, act: None)
     monkeypatch.setattr(worker, "_start", start)
     monkeypatch.setattr(worker, "read_json", lambda path: {})
-    assert worker.launch(tmp_path) == 1
+    assert worker.launch(tmp_path, 1) == 1
     failure = read_json(tmp_path / "failure.json")
     assert (failure["rank"], failure["exitcode"]) == (1, -signal.SIGKILL)
 
@@ -256,7 +256,7 @@ def test_of_two_that_raise_in_one_second_the_first_is_named(tmp_path, monkeypatc
     def start(call, folder):
         for rank in (1, 0):
             monkeypatch.setenv("RANK", str(rank))
-            assert worker.work(tmp_path) == 1
+            assert worker.work(tmp_path, 1) == 1
         raise ChildFailedError("worker", {rank: ProcessFailure(rank, 10, 1, "") for rank in (0, 1)})
 
     def fail(folder):
@@ -268,7 +268,7 @@ def test_of_two_that_raise_in_one_second_the_first_is_named(tmp_path, monkeypatc
     monkeypatch.setattr(os, "dup2", lambda one, other: None)
     monkeypatch.setattr(worker, "read_json", lambda path: {})
     monkeypatch.setattr(worker, "is_first_process", lambda: True)
-    assert worker.launch(tmp_path) == 1
+    assert worker.launch(tmp_path, 1) == 1
     failure = read_json(tmp_path / "failure.json")
     assert failure["rank"] == 1 and failure["error"].endswith("ValueError: in 1\n")
 
@@ -381,6 +381,15 @@ def test_a_killed_notebook_leaves_no_process_behind(start_waiting):
     parent.kill()
     parent.communicate(timeout=60)
     assert wait_until(lambda: not any(is_running(pid) for pid in pids), 20)
+
+
+def test_a_launcher_whose_parent_ended_while_it_was_imported_starts_nothing(tmp_path):
+    call = {"function": "launch_functions:slow", "config": {}, "alone": False, "num_processes": 1, "nodes": 1}
+    write_json(tmp_path / "call.json", call | {"accelerate_config": str(configuration("ddp"))})
+    command = [sys.executable, "-m", "lib.engines.worker", "launch", str(tmp_path), "1"]
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=os.environ | path, capture_output=True, timeout=60)
+    assert done.returncode == 1 and not (tmp_path / "result.json").exists()
 
 
 def test_a_killed_notebook_lets_a_trainer_save(start_waiting, tmp_path):

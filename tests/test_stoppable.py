@@ -105,3 +105,12 @@ def test_ctrl_c_to_the_course_is_passed_on_once(tmp_path):
     runner.kill()
     wait_for(lambda: all(map(ended, others)), 30)
     assert (tmp_path / "saved").exists()
+
+
+def test_papermill_whose_runner_ended_while_it_was_imported_runs_no_cell(tmp_path):
+    cells = [new_code_cell(f"open({str(tmp_path / 'ran')!r}, 'w')")]
+    (tmp_path / "a.ipynb").write_text(writes(new_notebook(cells=cells, metadata={"kernelspec": KERNEL})))
+    (tmp_path / "parameters.yaml").write_text("{}")
+    words = [str(tmp_path / name) for name in ("a.ipynb", "out.ipynb", "parameters.yaml")]
+    done = subprocess.run([sys.executable, "-m", "lib.course.stoppable", *words, "1"], timeout=60)
+    assert done.returncode == 1 and not (tmp_path / "ran").exists()

@@ -18,7 +18,7 @@ _running: dict[str, str] = {}  # folder of a run: how far it is
 def papermill(path: Path, output: Path, expected: float, stop: threading.Event) -> tuple[int, float, float]:
     """Run papermill with the parameters beside `output` until `stop`: exit code, seconds, peak MB."""
     words = [sys.executable, "-m", "lib.course.stoppable", str(path), str(output)]
-    words += [str(output.parent / "parameters.yaml")]
+    words += [str(output.parent / "parameters.yaml"), str(os.getpid())]
     begun, told = time.monotonic(), False
     with (output.parent / "papermill.log").open("w") as log:
         # A session of its own: Ctrl-C reaches this process alone, which passes it on once.

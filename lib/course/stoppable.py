@@ -1,7 +1,7 @@
-"""`python -m lib.course.stoppable NOTEBOOK OUTPUT PARAMETERS`: papermill that can be stopped without loss.
+"""`python -m lib.course.stoppable NOTEBOOK OUTPUT PARAMETERS PARENT`: papermill, stopped without loss.
 
-A signal, or the end of the process that started it, interrupts the running cell as a reader's stop button
-does: a training finishes its step and saves. No further cell begins. A second signal does not wait.
+A signal, or the end of its PARENT process, interrupts the running cell as a reader's stop button does: a
+training finishes its step and saves. No further cell begins. A second signal does not wait.
 
 The kernel is spoken to through files: of many that start at once, two may choose the same network port.
 """
@@ -47,7 +47,7 @@ class Stoppable(NBClientEngine):
             super().execute_managed_notebook(nb_man, kernel_name, **options)
 
 
-def main(notebook: str, output: str, parameters: str) -> int:
+def main(notebook: str, output: str, parameters: str, parent: str) -> int:
     """Execute the notebook in a thread, for this one hears signals; 0 when all cells ran."""
     papermill_engines.register("stoppable", Stoppable)
     codes: list[int] = []
@@ -61,13 +61,13 @@ def main(notebook: str, output: str, parameters: str) -> int:
         except (PapermillExecutionError, StoppedError) as error:
             print(error, file=sys.stderr)
 
-    parent, worker = os.getppid(), threading.Thread(target=work, daemon=True)
+    worker = threading.Thread(target=work, daemon=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     worker.start()
     while worker.is_alive():
         worker.join(0.5)
-        if os.getppid() != parent and not _stopped.is_set():
+        if os.getppid() != int(parent) and not _stopped.is_set():
             _stop()
     return 0 if codes else 1
 

@@ -72,7 +72,7 @@ def run(
         if nodes.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier job
             write_json(folder / "call.json", told | {"accelerate_config": str(file), "alone": alone})
-        command = [sys.executable, "-m", "lib.engines.worker", "launch", str(folder)]
+        command = [sys.executable, "-m", "lib.engines.worker", "launch", str(folder), str(os.getpid())]
         log = Path(scratch, "launcher.log")
         code = _stream(command, log) if _appears(folder / "call.json", 600) else 1
         if code == 0 and _appears(folder / "result.json", 60 if nodes.rank else 0):

@@ -91,7 +91,8 @@ def follow(here: Nodes) -> int:
             except RuntimeError:  # it is gone, and the command with it
                 return 0
             time.sleep(0.5)
-        subprocess.run([sys.executable, "-m", "lib.engines.worker", "launch", str(here.folder(number))])
+        words = ["-m", "lib.engines.worker", "launch", str(here.folder(number)), str(os.getpid())]
+        subprocess.run([sys.executable, *words])
     return 0
 
 

@@ -1,8 +1,8 @@
 """The other side of `launch`: the process that starts the others, and each of those that do the work.
 
-`python -m lib.engines.worker launch FOLDER` starts the workers, each `python -m lib.engines.worker FOLDER`.
-The folder holds call.json; rank 0 writes result.json, or the launcher failure.json: who failed, and how. Of
-several machines each has a launcher, and all see the folder.
+`python -m lib.engines.worker launch FOLDER PARENT` starts the workers, each without that word; all end with
+the process PARENT, which may have ended before they look. The folder holds call.json; rank 0 writes
+result.json, who fails failure.json. Of several machines each has a launcher, and all see the folder.
 """
 
 import atexit
@@ -29,9 +29,9 @@ from lib.runs import is_first_process, read_json, write_json
 PATIENCE_S = 600  # for a worker that was asked to end: it finishes its step, which may be long, and saves
 
 
-def launch(folder: Path) -> int:
+def launch(folder: Path, parent: int) -> int:
     """Start this machine's workers of a call and wait for them."""
-    _when(_parent_has_ended(), lambda: os._exit(1))  # the workers then see that theirs has ended
+    _when(lambda: os.getppid() != parent, lambda: os._exit(1))  # the workers then see that theirs has ended
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(PATIENCE_S)
     try:
         _start(read_json(folder / "call.json"), folder)
@@ -61,7 +61,8 @@ def _start(call: Mapping[str, Any], folder: Path) -> None:
         "main_process_port": nodes.port,
     }
     words = [f"--{name}={value}" for name, value in options.items()]
-    given = launch_command_parser().parse_args([*words, "-m", "lib.engines.worker", str(folder)])
+    words += ["-m", "lib.engines.worker", str(folder), str(os.getpid())]
+    given = launch_command_parser().parse_args(words)
     given.standalone = nodes.machines == 1  # a port that nobody else can take in between
     launch_command(given)
 
@@ -72,9 +73,9 @@ def _keep_failure(folder: Path, rank: int, exitcode: int, error: str, *, known: 
         write_json(folder / "failure.json", {"rank": rank, "exitcode": exitcode, "error": error})
 
 
-def work(folder: Path) -> int:
+def work(folder: Path, parent: int) -> int:
     """Call the function as one of the processes; rank 0 writes result.json."""
-    _when(_parent_has_ended(), _save_and_end)
+    _when(lambda: os.getppid() != parent, _save_and_end)
     _when((folder / "failure.json").exists, lambda: os._exit(1))  # the others wait for nobody
     os.dup2(1, 2)  # the cell shows our warnings; what the launcher says of itself stays in its log
     if not is_first_process():
@@ -138,12 +139,6 @@ def _when(happens: Callable[[], bool], act: Callable[[], None]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _parent_has_ended() -> Callable[[], bool]:
-    """A killed notebook must not leave training behind."""
-    parent = os.getppid()
-    return lambda: os.getppid() != parent
-
-
 def _save_and_end() -> None:
     """Ask a trainer to save, as a scheduler does; nobody reads any more what it writes."""
     for descriptor in (1, 2):
@@ -155,5 +150,5 @@ def _save_and_end() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "launch":
-        sys.exit(launch(Path(sys.argv[2])))
-    leave(work(Path(sys.argv[1])))
+        sys.exit(launch(Path(sys.argv[2]), int(sys.argv[3])))
+    leave(work(Path(sys.argv[1]), int(sys.argv[2])))
