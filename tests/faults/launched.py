@@ -24,11 +24,12 @@ STEPS = 5
 
 
 def case(rng: random.Random, folder: Path, number: int) -> Found:
-    """Ada-GRPO by two processes over gloo, ended once."""
-    straight, broken = folder.parent / "straight", []
+    """Ada-GRPO by two processes over gloo, with whole models or with FSDP2 in turn, ended once."""
+    parallel = ("ddp", "fsdp2")[number % 2]
+    straight, broken = folder.parent / f"straight_{parallel}", []
     if not (straight / "checkpoint" / "finished.json").exists():
-        _launch(straight, folder.parent).wait(400)
-    child, step, wait = _launch(folder, folder.parent), rng.randrange(STEPS - 1), rng.uniform(0, 2)
+        _launch(straight, parallel).wait(400)
+    child, step, wait = _launch(folder, parallel), rng.randrange(STEPS - 1), rng.uniform(0, 2)
     while len(Run(folder, {}).metrics()) < step and child.poll() is None:
         time.sleep(0.05)
     time.sleep(wait if step else 5 * wait)
@@ -39,21 +40,32 @@ def case(rng: random.Random, folder: Path, number: int) -> Found:
     child.wait(120)
     if there := left(pids[1:]):
         broken.append(f"{len(there)} processes are left")
-    if (code := _launch(folder, folder.parent).wait(400)) != 0:
+    if (code := _launch(folder, parallel).wait(400)) != 0:
         broken.append(f"the resumed run ends by {code}: {(folder / 'log.txt').read_text()[-200:]}")
     if differing := differences(left_by(straight), left_by(folder)):
         broken.append(f"differs in {differing}")
-    return Found(f"{how.name} to {who} of {len(pids)} after step {step} + {wait:.1f} s", 1, broken)
+    return Found(
+        f"{parallel}: {how.name} to {who} of {len(pids)} after step {step} + {wait:.1f} s", 1, broken
+    )
 
 
-def _launch(folder: Path, root: Path) -> subprocess.Popen[bytes]:
+def _launch(folder: Path, parallel: str) -> subprocess.Popen[bytes]:
     """Who calls the launcher, as a notebook does."""
     folder.mkdir(exist_ok=True)
+    root = folder.parent
     rows = write_rows(root / "rows.jsonl", task_rows(dial_tasks(6, split="train", seed=0, depths=[1, 2])))
     config = AdaGRPO.cpu(base(root), **RL | {"batches": STEPS, "num_generations": 4, "micro_batch_size": 4})
     call = {"config": config.as_json(), "rows": rows, "folder": str(folder)}
     told = folder / "call.txt"  # of no run: what a run leaves is compared
-    write_json(told, {"function": f"{__package__}.trainings:by_two", "config": call, "num_processes": 2})
+    write_json(
+        told,
+        {
+            "function": f"{__package__}.trainings:by_two",
+            "config": call,
+            "num_processes": 2,
+            "accelerate_config": parallel,
+        },
+    )
     surroundings = {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "CUDA_VISIBLE_DEVICES": "",
