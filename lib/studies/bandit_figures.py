@@ -17,6 +17,13 @@ from lib.studies.shared.figures import PALETTE
 
 COLOURS = dict(zip(frozen_llm.MIXTURES, PALETTE[:3], strict=True))
 MARKERS = dict(zip(frozen_llm.MIXTURES, "osD", strict=True))
+LINES = tuple(  # of the budget curves: blues to black, warm colours and greens, then pale ones
+    zip(
+        (PALETTE[9], PALETTE[0], "black", PALETTE[3], PALETTE[1], PALETTE[2], PALETTE[4], PALETTE[7]),
+        "os^DvPX*",
+        strict=True,
+    )
+)
 
 
 def configuration_curves(table: pd.DataFrame) -> Figure:
@@ -103,9 +110,8 @@ def budget_curves(mean: pd.DataFrame, labels: Mapping[str, str], levels: Mapping
     """
     figure, ax = plt.subplots(figsize=(9.4, 4.4), dpi=68, layout="constrained")
     there = [method for method in labels if method in mean.index.get_level_values("method")]
-    for number, (method, marker) in enumerate(zip(there, "os^DvPX*<>", strict=False)):
+    for method, (colour, marker) in zip(there, LINES, strict=False):
         rows = mean.loc[method].sort_index()
-        colour = PALETTE[number % len(PALETTE)]
         line = "--" if method.startswith("reinforce") else "-"
         ax.plot(rows.index, rows["mean"], line, c=colour, marker=marker, ms=5, lw=1.4, label=labels[method])
         ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.18, lw=0)

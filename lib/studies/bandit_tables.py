@@ -9,10 +9,9 @@ import pandas as pd
 
 from lib.dial.tasks import dial_task
 from lib.dial.world import Question
-from lib.measure.intervals import mean_interval
 from lib.runs import read_json
 from lib.studies.bandits import RUNS
-from lib.studies.paired import seed_interval
+from lib.studies.paired import bootstrap_mean, seed_interval
 from lib.studies.simulated_surface import SURFACE_RUNS
 from lib.tasks import Rollout
 
@@ -52,13 +51,12 @@ def rollouts(
 
 
 def over_questions(kept: Sequence[Rollout]) -> pd.DataFrame:
-    """Share right with its 95 % interval over questions, and mean tokens: a row per method."""
-    rows = {}
-    for method in dict.fromkeys(rollout.method for rollout in kept):
-        mine = [rollout for rollout in kept if rollout.method == method]
-        right = pd.Series([rollout.correct for rollout in mine], dtype=float)
-        tokens = sum(rollout.tokens for rollout in mine) / len(mine)
-        rows[method] = (right.mean(), *mean_interval(right), tokens)
+    """Share right with its 95 % bootstrap interval over questions, and mean tokens: a row per method."""
+    answers = pd.DataFrame(map(vars, kept)).rename(columns={"task_id": "id"})
+    rows = {
+        method: (*bootstrap_mean(mine, "correct"), mine["tokens"].mean())
+        for method, mine in answers.groupby("method", sort=False)
+    }
     return pd.DataFrame(rows, index=["mean", "low", "high", "tokens"]).T
 
 

@@ -182,23 +182,25 @@ def plane(
     """Tokens against accuracy, whole and, where `zoom` says what, larger beside it.
 
     Routers are lines (`thinking_bounds.points`), policies points with the interval of their accuracy: policy,
-    group, accuracy, tokens. Those of one group are joined by a line, in order, and named where it is larger.
+    group, accuracy, tokens. Those of one group are joined by a line, in order; each has its name once, in the
+    larger panel where it is there.
     """
     count = 2 if zoom else 1
-    figure, axes = plt.subplots(1, count, figsize=(5.25 * count, 4.6), squeeze=False, layout="constrained")
-    for ax in axes[0]:
+    figure, axes = plt.subplots(1, count, figsize=(5.25 * count, 5.2), squeeze=False, layout="constrained")
+    left, right, low, high = zoom or (0, 0, 0, 0)
+    large = policies["tokens"].between(left, right) & policies["accuracy"].between(low, high)
+    for ax, named in zip(axes[0], (~large, large), strict=False):
         _routers(ax, routers)
-        for (group, rows), (colour, marker, style) in zip(
-            policies.groupby("group", sort=False), _groups(), strict=False
-        ):
+        groups = zip(policies.groupby("group", sort=False), _groups(), strict=False)
+        for place, ((group, rows), (colour, marker, style)) in enumerate(groups):
             sides = rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]
             bars = [side.clip(lower=0) for side in sides]
             ax.errorbar(
                 rows["tokens"], rows["accuracy"], bars, color=colour, marker=marker, ls=style, lw=0.8, ms=7,
-                capsize=3, label=group,
+                elinewidth=0.8, mec="white", mew=0.5, zorder=3, label=group,
             )  # fmt: skip
-            if zoom and ax is axes[0][1]:
-                _named(ax, rows, colour, -13 if style == "--" else 4, zoom)
+            if zoom:
+                _named(ax, rows[named[rows.index]], colour, SIDES[place % len(SIDES)])
         ax.set(xlabel="mean tokens per response", ylabel="accuracy")
     if zoom:
         axes[0][1].set(xlim=zoom[:2], ylim=zoom[2:], title="the corner, larger")
@@ -207,14 +209,16 @@ def plane(
     return figure
 
 
-def _named(
-    ax: Axes, rows: pd.DataFrame, colour: object, above: float, box: tuple[float, float, float, float]
-) -> None:
-    """The name of each policy of a box beside its point, so many points above it, in the point's colour."""
-    left, right, low, high = box
-    inside = rows[rows["tokens"].between(left, right) & rows["accuracy"].between(low, high)]
-    for row in inside.itertuples():
-        place = {"xytext": (6, above), "textcoords": "offset points", "zorder": 5}
+SIDES = ((7, 4, "left"), (7, -12, "left"), (7, 5, "left"), (-7, 5, "right"), (-7, -13, "right"))
+
+
+def _named(ax: Axes, rows: pd.DataFrame, colour: object, side: tuple[int, int, str]) -> None:
+    """The name of each policy in its point's colour, on the side of its group: groups get out of each
+    other's way.
+    """
+    across, up, anchor = side
+    for row in rows.itertuples():
+        place = {"xytext": (across, up), "textcoords": "offset points", "ha": anchor, "zorder": 5}
         name = ax.annotate(row.policy, (row.tokens, row.accuracy), color=colour, fontsize=10, **place)
         name.set_path_effects([withStroke(linewidth=3, foreground="white")])
 
@@ -225,15 +229,17 @@ def _groups() -> list[tuple[object, str, str]]:
 
 
 def _routers(ax: Axes, routers: pd.DataFrame) -> None:
-    """Thresholds and probes as lines from setting to setting, oracles as stars, chance as a straight line."""
+    """Thresholds and probes as lines from setting to setting, oracles as hollow marks, which leave a point
+    within them to be seen, chance as a straight line.
+    """
     ends = routers[routers["router"] == "threshold"].sort_values("tokens").iloc[[0, -1]]
     ax.plot(ends["tokens"], ends["accuracy"], color="0.6", ls=":", label="random mixture", zorder=0)
-    for (name, rows), style in zip(
-        routers[routers["setting"] != ""].groupby("router", sort=False), ("-", "--"), strict=False
-    ):
+    known = routers[routers["setting"] != ""].groupby("router", sort=False)
+    looks = ({"color": "0.78", "lw": 5}, {"color": "black", "ls": "--", "marker": ".", "lw": 1.2})
+    for (name, rows), how in zip(known, looks, strict=False):
         rows = rows.sort_values("tokens")
-        ax.plot(rows["tokens"], rows["accuracy"], style, color="0.25", lw=1.2, label=name, zorder=1)
+        ax.plot(rows["tokens"], rows["accuracy"], label=name, zorder=1, **how)
     stars = routers[routers["setting"] == ""]
-    for (_, row), marker in zip(stars.iterrows(), ("*", "p", "h"), strict=False):
-        at = ([row["tokens"]], [row["accuracy"]])
-        ax.plot(*at, marker, color="black", ms=10, label=row["router"], zorder=2)
+    for (_, row), (marker, size) in zip(stars.iterrows(), (("*", 22), ("p", 14), ("h", 14)), strict=False):
+        how = {"marker": marker, "ms": size, "mec": "black", "mfc": "none", "ls": "none", "zorder": 2}
+        ax.plot([row["tokens"]], [row["accuracy"]], label=row["router"], **how)

@@ -85,6 +85,16 @@ def depth_lines(answers: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def runs_apart(answers: pd.DataFrame, method: str) -> pd.DataFrame:
+    """`depth_lines` in which each run of a method is a line of its own, "method 0", without an interval."""
+    mine = answers["method"] == method
+    names = answers["method"].mask(mine, method + " " + answers["seed"].astype(str))
+    lines = depth_lines(answers.assign(method=names))
+    ends = [name for name in lines if name.endswith(("_low", "_high"))]
+    lines.loc[lines["method"].isin(names[mine]), ends] = float("nan")
+    return lines
+
+
 def chosen_modes(answers: pd.DataFrame, by: str = "tier") -> pd.DataFrame:
     """Of each method, tier (or depth) and mode it chose: the share, and how often it is right there."""
     rows = []
@@ -145,7 +155,7 @@ def worn(method: str, *, within: int = 6) -> Interval:
 
 
 def beyond(*methods: str) -> pd.DataFrame:
-    """Accuracy, tokens and share skipped outside the training distribution: deeper questions, additions."""
+    """Accuracy, tokens and share skipped on additions only, and deeper than any question in training."""
     rows = {}
     for method in made(methods):
         answers = read_answers(method)
