@@ -14,6 +14,7 @@ Why not pydantic: it reads True as the choice 1, and says of what is allowed onl
 
 import difflib
 import importlib.util
+import json
 import math
 import types
 import typing
@@ -104,6 +105,14 @@ def allowed(annotation: Any) -> str:
     if choices := [repr(choice) for choice in _choices(annotation)]:
         return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
     return _NOUNS.get(origin) or f"a {getattr(origin, '__name__', origin)}"
+
+
+def is_json(value: Any) -> bool:
+    """Whether JSON gives a value back as it is: text, finite numbers, lists, dicts with text as keys."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def tracker_fault(report_to: Any) -> str | None:

@@ -21,7 +21,6 @@ from lib.methods.adaptthink import (
     VARIANTS,
     AdaptThink,
     adaptthink_advantages,
-    adaptthink_loss,
 )
 from lib.methods.base import Progress
 from lib.methods.fit import build, fit
@@ -31,6 +30,7 @@ from lib.policies.load import load_policy
 from lib.policies.save import save_policy
 from lib.runs import Run
 from lib.studies import thinking_runs
+from lib.studies.cold_start import adaptthink_loss
 from lib.studies.random_models import byte_level_tokenizer
 from lib.studies.reference_samples import sample_reference
 from lib.studies.thinking_baselines import mixed_rows, shortest_pairs, train_dpo

@@ -108,7 +108,7 @@ def test_the_toys_weight_is_the_librarys(variant, p):
             at = log_probs.clone().requires_grad_()
             gains = torch.tensor([advantage], dtype=torch.float64)
             skips = torch.tensor([mode == 0])
-            loss = adaptthink.adaptthink_loss(
+            loss = cold_start.adaptthink_loss(
                 at, log_probs, gains, torch.ones(1, tokens), skips, variant=variant
             )
             slopes.append(-chance * torch.autograd.grad(loss, at)[0][0, 0].item())

@@ -188,7 +188,7 @@ def pretrain(
         logging_steps=10,
         logging_first_step=True,
         save_steps=config.save_every,
-        save_total_limit=1,
+        save_total_limit=2,
         seed=config.seed,
         data_seed=config.seed,
         remove_unused_columns=False,

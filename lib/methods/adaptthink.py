@@ -47,7 +47,8 @@ def importance_ratio(
 
     pi_IS is the old policy with the first token forced: its old probability is `nothinking_ratio`, or one
     minus that (Eq. 8), times that of the token in its mode where it was drawn (`start_log_probs`, (N,)).
-    "unadjusted" leaves it as it was.
+    "geometric_mean" is a response's ratio ^ (1 / tokens), as the released code has it; "sequence" the ratio
+    itself (Eq. 9); "token" one for each token; "unadjusted" the same with the old probability as it was.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS)}")
@@ -73,30 +74,6 @@ def joined(log_ratio: torch.Tensor, mask: torch.Tensor, variant: Variant) -> tor
 def counted(ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """What a mean over ratios weighs: real tokens of (N, T), or each response of (N, 1)."""
     return mask.float() if ratio.shape[1] > 1 else torch.ones_like(ratio)
-
-
-def adaptthink_loss(
-    log_probs: torch.Tensor,
-    old_log_probs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    is_nothinking: torch.Tensor,
-    *,
-    nothinking_ratio: float = 0.5,
-    epsilon: float = 0.2,
-    variant: Variant = "geometric_mean",
-) -> torch.Tensor:
-    """The clipped loss of AdaptThink, a mean over N responses; log-probs and mask are (N, T).
-
-    geometric_mean: one ratio a response, (pi / pi_IS)^(1 / tokens), as the released code has it.
-    sequence: one ratio a response, pi / pi_IS, as published (Eq. 9).
-    token: a ratio for each token, the first against `nothinking_ratio`; mean over the tokens of a response.
-    unadjusted: the same with the policy's own old probability of the first token, so no importance sampling.
-    """
-    ratio = importance_ratio(
-        log_probs, old_log_probs, mask, is_nothinking, nothinking_ratio=nothinking_ratio, variant=variant
-    )
-    return masked_mean(clipped_loss(ratio, advantages, epsilon), counted(ratio, mask), group_size=1)
 
 
 # ---- method ------------------------------------------------------------------------------------
@@ -183,7 +160,7 @@ class AdaptThink(Thinking):
     def loss(
         self, log_probs: torch.Tensor, old_log_probs: torch.Tensor, batch: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-        """`adaptthink_loss`, and what its clip stops, on `batch` with advantages and both masks."""
+        """The clipped loss, a mean over responses, on `batch` with advantages and both masks."""
         skipped, mask = batch["is_nothinking"], batch["completion_mask"]
         start_log_probs = None
         if not self.force_start:

@@ -1,6 +1,7 @@
 """Build and train: the same for every method."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import trl
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from lib.checked import is_json
 from lib.engines.vllm import import_vllm
 from lib.methods import from_json
 from lib.methods.base import MethodConfig
@@ -30,7 +32,7 @@ def training_arguments(config: MethodConfig, folder: Path, *, watched: int = 0) 
     options |= {"generation_batch_size": responses, "loss_type": LOSSES[config.normaliser]}
     options |= {"use_bias_correction_kl": False, "num_generations_eval": 1}
     options |= {"per_device_eval_batch_size": max(1, watched)}
-    options |= {"save_steps": config.save_every * config.updates, "save_total_limit": 1}
+    options |= {"save_steps": config.save_every * config.updates, "save_total_limit": 2}
     if config.cooldown:
         options["lr_scheduler_type"] = "warmup_stable_decay"
         options["lr_scheduler_kwargs"] = {"num_decay_steps": round(config.cooldown * updates)}
@@ -102,16 +104,32 @@ def fit(
         return {"questions": len(rows)}
 
     start = partial(build, config, rows, run, validation_rows=validation_rows, reward=reward)
-    told: dict[str, Any] = {"say": say, "stop_at": stop_at, "reward": _source(reward) if reward else ""}
+    told: dict[str, Any] = {"say": say, "stop_at": stop_at, "reward": identity(reward) if reward else ""}
     return train_policy(config, rows, validation_rows, run, start, describe, merge=True, **told)
 
 
-def _source(function: Callable[..., Any]) -> str:
-    """The text of a function, so that a changed one is another setting; without one it is always another."""
+def identity(function: Any) -> Any:
+    """What tells a function from others of its name, as JSON: its text, and the values it was made with.
+
+    ValueError where they cannot be written down, unless its attribute `setting` says what it is.
+    """
+    if hasattr(function, "setting"):
+        return function.setting
     try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        return repr(function)
+        found: list[Any] = []
+        if isinstance(function, partial):
+            found += [function.func, function.args, function.keywords]
+        elif hasattr(function, "__self__"):
+            raise TypeError("it belongs to an object")
+        else:
+            values = inspect.getclosurevars(function)
+            plain = {name: value for name, value in values.globals.items() if is_json(value)}
+            found += [inspect.getsource(function), function.__defaults__, function.__kwdefaults__]
+            found += [values.nonlocals, plain]
+        return json.loads(json.dumps(found, default=identity))
+    except (OSError, TypeError, RecursionError) as error:
+        advice = "give it an attribute `setting` that does, as text or numbers"
+        raise ValueError(f"{function!r}: nothing says which reward this is ({error}); {advice}") from None
 
 
 def train(call: Mapping[str, Any]) -> Facts:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ import datasets
 import torch
 from accelerate.utils import set_seed
 from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
 
 from lib.methods.base import TrainingConfig
@@ -217,16 +219,25 @@ def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> Facts:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that a kill did not cut short: its trainer state is written last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_whole(path)]
-    return max(whole, key=_step, default=None)
+    """The newest checkpoint that is whole: no kill, full disk or lost write cut it short."""
+    states = folder.glob("checkpoint-*/trainer_state.json")  # written last
+    newest_first = sorted((path.parent for path in states), key=_step, reverse=True)
+    return next((checkpoint for checkpoint in newest_first if _is_whole(checkpoint)), None)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether each file ends where its format says: weights by their header, torch's as a zip archive does."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:
+        for file in checkpoint.rglob("*.*"):
+            if file.suffix == ".safetensors":
+                safe_open(file, "pt").__enter__()
+            elif file.suffix == ".json":
+                json.loads(file.read_bytes())
+            elif file.suffix in (".bin", ".pt", ".pth") and not zipfile.is_zipfile(file):
+                return False
+    except (ValueError, OSError, SafetensorError):
         return False
+    return True
 
 
 def _step(checkpoint: Path) -> int:

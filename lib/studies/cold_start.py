@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
-from lib.methods.adaptthink import VARIANTS, AdaptThink, Variant
+from lib.methods.adaptthink import VARIANTS, AdaptThink, Variant, counted, importance_ratio
+from lib.methods.grpo import clipped_loss, masked_mean
 from lib.runs import read_json
 from lib.studies.thinking_answers import PLACE, made
 from lib.studies.thinking_tables import watched
@@ -100,6 +102,30 @@ def sweep(
         variant: updates_until(variant, steps, toy, target=target, horizon=horizon) for variant in VARIANTS
     }
     return pd.DataFrame(rows, index=pd.Index(steps, name="effective step")).T.rename_axis("loss")
+
+
+def adaptthink_loss(
+    log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    is_nothinking: torch.Tensor,
+    *,
+    nothinking_ratio: float = 0.5,
+    epsilon: float = 0.2,
+    variant: Variant = "geometric_mean",
+) -> torch.Tensor:
+    """The clipped loss of AdaptThink, a mean over N responses; log-probs and mask are (N, T).
+
+    geometric_mean: one ratio a response, (pi / pi_IS)^(1 / tokens), as the released code has it.
+    sequence: one ratio a response, pi / pi_IS, as published (Eq. 9).
+    token: a ratio for each token, the first against `nothinking_ratio`; mean over the tokens of a response.
+    unadjusted: the same with the policy's own old probability of the first token, so no importance sampling.
+    """
+    ratio = importance_ratio(
+        log_probs, old_log_probs, mask, is_nothinking, nothinking_ratio=nothinking_ratio, variant=variant
+    )
+    return masked_mean(clipped_loss(ratio, advantages, epsilon), counted(ratio, mask), group_size=1)
 
 
 def on_model() -> pd.DataFrame:

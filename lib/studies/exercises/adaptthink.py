@@ -13,12 +13,12 @@ from lib.methods.adaptthink import (
     VARIANTS,
     Variant,
     adaptthink_advantages,
-    adaptthink_loss,
     counted,
     importance_ratio,
     joined,
 )
 from lib.methods.grpo import clipped_loss, masked_mean
+from lib.studies.cold_start import adaptthink_loss
 from lib.studies.exercises.core import Cases, Check, by_hand
 
 __all__ = [
