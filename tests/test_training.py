@@ -1,14 +1,12 @@
 """Safe to run twice: a finished training is found again, and no training meets another's checkpoints."""
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from lib.dial.responses import gold_response
 from lib.formats import ReasoningFormat
 from lib.methods import training
 from lib.methods.ada_grpo import AdaGRPO
-from lib.methods.fit import fit, identity, train
+from lib.methods.fit import fit, train
 from lib.methods.sft import SFTConfig, train_sft
 from lib.methods.training import last_checkpoint, load_trained
 from lib.policies.save import save_policy
@@ -140,36 +138,6 @@ def test_another_reward_of_the_same_name_is_another_setting(base):
     assert len(list((run.folder / "previous").iterdir())) == 1
 
 
-def paying(least, rule=lambda ids: ids[0] % 2):
-    def reward(completion_ids, **others):
-        return [max(least, float(rule(ids))) for ids in completion_ids]
-
-    return reward
-
-
-def test_what_a_reward_was_made_with_is_a_setting():
-    """Its text alone took make(0.1) for make(0.9), and a partial had an address in its name."""
-    assert identity(paying(0.1)) != identity(paying(0.9)) and identity(paying(0.1)) == identity(paying(0.1))
-    assert identity(paying(0.1, lambda ids: ids[0] % 3)) != identity(paying(0.1))
-    assert identity(partial(paying, 0.1)) == identity(partial(paying, 0.1)) != identity(partial(paying, 0.9))
-
-    def default(completion_ids, least=0.1):
-        return [least for _ in completion_ids]
-
-    before = identity(default)
-    default.__defaults__ = (0.9,)
-    assert identity(default) != before
-
-
-def test_a_reward_that_nothing_tells_apart_is_refused_until_it_is_named():
-    scorer = paying(torch.nn.Linear(2, 2))
-    for reward in (scorer, partial(paying, object()), [1].count, math.sqrt):
-        with pytest.raises(ValueError, match="nothing says which reward this is .* attribute `setting`"):
-            identity(reward)
-    scorer.setting = "scorer of May"
-    assert identity(scorer) == "scorer of May"
-
-
 def test_a_kill_between_the_last_step_and_the_result_costs_no_step(sft):
     run = start_run("a", "cpu", {})
     model, _, _ = train_sft(sft, ROWS[4:], ROWS[:4], run)
@@ -211,7 +179,10 @@ def test_rl_keeps_an_older_checkpoint(base):
     config = AdaGRPO.cpu(base, batches=3, prompts=2, micro_batch_size=16, max_completion_length=8)
     run = start_run("a", "cpu", {})
     fit(replace(config, save_every=1), QUESTIONS, run)
-    assert sorted(path.name for path in run.checkpoint.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert sorted(path.name for path in run.checkpoint.glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-3",
+    ]
 
 
 CHILD = """

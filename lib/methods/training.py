@@ -226,7 +226,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether each file ends where its format says: weights by their header, torch's as a zip archive does."""
+    """Whether each file ends as its format says: weights by their header, torch's as a zip archive does."""
     try:
         for file in checkpoint.rglob("*.*"):
             if file.suffix == ".safetensors":
