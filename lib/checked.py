@@ -14,6 +14,7 @@ Why not pydantic: it reads True as the choice 1, and says of what is allowed onl
 
 import difflib
 import importlib.util
+import inspect
 import json
 import math
 import types
@@ -21,6 +22,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
+from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 _NOUNS: dict[Any, str] = {
@@ -113,6 +115,30 @@ def is_json(value: Any) -> bool:
         return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
     except (TypeError, ValueError, RecursionError):
         return False
+
+
+def identity(function: Any) -> Any:
+    """What tells a function from others of its name, as JSON: its text, and the values it was made with.
+
+    ValueError where they cannot be written down, unless its attribute `setting` says what it is.
+    """
+    if hasattr(function, "setting"):
+        return function.setting
+    try:
+        found: list[Any] = []
+        if isinstance(function, partial):
+            found += [function.func, function.args, function.keywords]
+        elif hasattr(function, "__self__"):
+            raise TypeError("it belongs to an object")
+        else:
+            values = inspect.getclosurevars(function)
+            plain = {name: value for name, value in values.globals.items() if is_json(value)}
+            found += [inspect.getsource(function), function.__defaults__, function.__kwdefaults__]
+            found += [values.nonlocals, plain]
+        return json.loads(json.dumps(found, default=identity))
+    except (OSError, TypeError, RecursionError) as error:
+        advice = "give it an attribute `setting` that does, as text or numbers"
+        raise ValueError(f"{function!r}: nothing says what this is ({error}); {advice}") from None
 
 
 def tracker_fault(report_to: Any) -> str | None:

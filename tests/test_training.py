@@ -1,17 +1,20 @@
 """Safe to run twice: a finished training is found again, and no training meets another's checkpoints."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from lib.checked import identity
 from lib.dial import dial_tasks, dial_tokenizer, new_dial_model, sample_questions
 from lib.dial.pretrain import PretrainConfig, pretrain
 from lib.dial.responses import gold_response
@@ -136,6 +139,36 @@ def test_another_reward_of_the_same_name_is_another_setting(base):
 
     fit(config, QUESTIONS, run, reward=reward)
     assert len(list((run.folder / "previous").iterdir())) == 1
+
+
+def paying(least, rule=lambda ids: ids[0] % 2):
+    def reward(completion_ids, **others):
+        return [max(least, float(rule(ids))) for ids in completion_ids]
+
+    return reward
+
+
+def test_what_a_reward_was_made_with_is_a_setting():
+    """Its text alone took make(0.1) for make(0.9), and a partial had an address in its name."""
+    assert identity(paying(0.1)) != identity(paying(0.9)) and identity(paying(0.1)) == identity(paying(0.1))
+    assert identity(paying(0.1, lambda ids: ids[0] % 3)) != identity(paying(0.1))
+    assert identity(partial(paying, 0.1)) == identity(partial(paying, 0.1)) != identity(partial(paying, 0.9))
+
+    def default(completion_ids, least=0.1):
+        return [least for _ in completion_ids]
+
+    before = identity(default)
+    default.__defaults__ = (0.9,)
+    assert identity(default) != before
+
+
+def test_a_reward_that_nothing_tells_apart_is_refused_until_it_is_named():
+    scorer = paying(torch.nn.Linear(2, 2))
+    for reward in (scorer, partial(paying, object()), [1].count, math.sqrt):
+        with pytest.raises(ValueError, match=r"nothing says what this is .* attribute `setting`"):
+            identity(reward)
+    scorer.setting = "scorer of May"
+    assert identity(scorer) == "scorer of May"
 
 
 def test_a_kill_between_the_last_step_and_the_result_costs_no_step(sft):

@@ -1,7 +1,5 @@
 """Build and train: the same for every method."""
 
-import inspect
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +9,7 @@ import trl
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from lib.checked import is_json
+from lib.checked import identity
 from lib.engines.vllm import import_vllm
 from lib.methods import from_json
 from lib.methods.base import MethodConfig
@@ -106,30 +104,6 @@ def fit(
     start = partial(build, config, rows, run, validation_rows=validation_rows, reward=reward)
     told: dict[str, Any] = {"say": say, "stop_at": stop_at, "reward": identity(reward) if reward else ""}
     return train_policy(config, rows, validation_rows, run, start, describe, merge=True, **told)
-
-
-def identity(function: Any) -> Any:
-    """What tells a function from others of its name, as JSON: its text, and the values it was made with.
-
-    ValueError where they cannot be written down, unless its attribute `setting` says what it is.
-    """
-    if hasattr(function, "setting"):
-        return function.setting
-    try:
-        found: list[Any] = []
-        if isinstance(function, partial):
-            found += [function.func, function.args, function.keywords]
-        elif hasattr(function, "__self__"):
-            raise TypeError("it belongs to an object")
-        else:
-            values = inspect.getclosurevars(function)
-            plain = {name: value for name, value in values.globals.items() if is_json(value)}
-            found += [inspect.getsource(function), function.__defaults__, function.__kwdefaults__]
-            found += [values.nonlocals, plain]
-        return json.loads(json.dumps(found, default=identity))
-    except (OSError, TypeError, RecursionError) as error:
-        advice = "give it an attribute `setting` that does, as text or numbers"
-        raise ValueError(f"{function!r}: nothing says which reward this is ({error}); {advice}") from None
 
 
 def train(call: Mapping[str, Any]) -> Facts:
