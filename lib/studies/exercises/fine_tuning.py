@@ -1,32 +1,25 @@
-"""Your turn in notebook 02: NF4, its bits, a LoRA layer, labels, the loss of a batch, the merge."""
+"""Your turn in 02: NF4, its bits, larger blocks, a LoRA layer, the merge; beside it labels and loss."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from bitsandbytes import functional as bnb
 from peft import LoraConfig, inject_adapter_in_model
-from torch.nn.functional import cross_entropy
-from transformers.loss.loss_utils import ForCausalLMLoss
 
-from lib import dial
-from lib.methods import sft_rows
 from lib.studies.exercises.core import Cases, Check
+from lib.studies.exercises.fine_tuning_loss import completion_loss as completion_loss
+from lib.studies.exercises.fine_tuning_loss import drawn
+from lib.studies.exercises.fine_tuning_loss import encode as encode
 from lib.studies.qlora import bits_per_weight
-
-
-def _random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 # ---- rounding to NF4 -----------------------------------------------------------------------------
 
 
-def _by_bitsandbytes(weight: torch.Tensor) -> torch.Tensor:
+def _by_bitsandbytes(weight: torch.Tensor, block: int = 64) -> torch.Tensor:
     """As one long row, in which the kernel for CPUs finds every block (see `lib.policies.load`)."""
-    packed, state = bnb.quantize_4bit(weight.reshape(1, -1), quant_type="nf4", blocksize=64)
+    packed, state = bnb.quantize_4bit(weight.reshape(1, -1), quant_type="nf4", blocksize=block)
     return bnb.dequantize_4bit(packed, state).reshape(weight.shape)
 
 
@@ -63,10 +56,10 @@ round_to_nf4 = Check(
     "round_to_nf4",
     _by_bitsandbytes,
     lambda: [
-        (_random(2, 64),),
-        (_random(3, 128, seed=1) * 0.02,),
-        (_random(2, 96, seed=2),),
-        (-_random(1, 64).abs(),),
+        (drawn(2, 64),),
+        (drawn(3, 128, seed=1) * 0.02,),
+        (drawn(2, 96, seed=2),),
+        (-drawn(1, 64).abs(),),
     ],
     {
         "One scale serves the whole matrix here. Each block of 64 weights has its own.": (
@@ -127,6 +120,51 @@ bits = Check(
     },
 )
 
+# ---- larger blocks -------------------------------------------------------------------------------
+
+
+def _error(weight: torch.Tensor, block: int) -> float:
+    """The spread of what rounding to NF4 adds to a matrix."""
+    return (_by_bitsandbytes(weight, block) - weight).std().item()
+
+
+def _growth(weight: torch.Tensor, block: int) -> float:
+    return _error(weight, block) / _error(weight, 64) - 1
+
+
+def _saved(block: int) -> float:
+    return bits_per_weight(64, 256) - bits_per_weight(block, 256)
+
+
+larger_blocks = Check(
+    "larger_blocks",
+    lambda weight, block: (_growth(weight, block), _saved(block)),
+    lambda: [(drawn(8, 256), 256), (drawn(4, 96, seed=1) * 0.02, 128), (drawn(2, 64, seed=2), 64)],
+    {
+        "The first is the new error as a share of the old one. By how much has it grown? Take 1 away.": (
+            lambda weight, block: (_growth(weight, block) + 1, _saved(block))
+        ),
+        "The first is measured against the error in blocks of 64, not against the spread of the weights.": (
+            lambda weight, block: ((_error(weight, block) / weight.std()).item(), _saved(block))
+        ),
+        "This subtracts errors over the spread of the weights. Divide one error by the other.": (
+            lambda weight, block: (
+                ((_error(weight, block) - _error(weight, 64)) / weight.std()).item(),
+                _saved(block),
+            )
+        ),
+        "Double quantisation is there in both: take the bits from `bits(block, 256)`.": (
+            lambda weight, block: (_growth(weight, block), 32 / 64 - 32 / block)
+        ),
+        "What is saved is positive: the bits at 64 minus those of the larger blocks.": (
+            lambda weight, block: (_growth(weight, block), -_saved(block))
+        ),
+        "The second is what a weight takes. Give what is saved against blocks of 64.": (
+            lambda weight, block: (_growth(weight, block), bits_per_weight(block, 256))
+        ),
+    },
+)
+
 # ---- LoRA: beside the weights, and merged into them ----------------------------------------------
 
 
@@ -148,7 +186,7 @@ def _layer(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float)
 def _layers() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]:
     shapes = ((6, 4, 2, 16), (4, 6, 3, 6), (5, 5, 4, 8))  # out, in, rank, alpha
     return [
-        (_random(out, into, seed=1), _random(rank, into, seed=2), _random(out, rank, seed=3), alpha)
+        (drawn(out, into, seed=1), drawn(rank, into, seed=2), drawn(out, rank, seed=3), alpha)
         for out, into, rank, alpha in shapes
     ]
 
@@ -161,7 +199,7 @@ def _beside(x: torch.Tensor, *parts: Any) -> torch.Tensor:
 lora = Check(
     "lora",
     _beside,
-    lambda: [(_random(3, parts[0].shape[1]), *parts) for parts in _layers()],
+    lambda: [(drawn(3, parts[0].shape[1]), *parts) for parts in _layers()],
     {
         "The correction is multiplied by alpha / r: with alpha fixed, its size hardly depends on the rank.": (
             lambda x, w, a, b, alpha: x @ w.T + x @ a.T @ b.T
@@ -201,7 +239,7 @@ def _merged(weight: torch.Tensor, *parts: Any) -> torch.Tensor:
 def _pairs() -> Cases:
     shapes = ((8, 64, 4, 8), (3, 128, 2, 16), (2, 96, 8, 4))
     return [
-        (_random(out, into, seed=1), _random(rank, into, seed=2) / 8, _random(out, rank, seed=3) / 8, alpha)
+        (drawn(out, into, seed=1), drawn(rank, into, seed=2) / 8, drawn(out, rank, seed=3) / 8, alpha)
         for out, into, rank, alpha in shapes
     ]
 
@@ -228,132 +266,6 @@ merge = Check(
         ),
         "These are the rounded weights. The correction is missing.": (
             lambda w, a, b, alpha: _by_bitsandbytes(w)
-        ),
-    },
-)
-
-# ---- labels --------------------------------------------------------------------------------------
-
-
-_tokenizer = cache(dial.dial_tokenizer)
-
-
-def _rows() -> Cases:
-    questions = dial.sample_questions(1, seed=0)
-    return [(row, _tokenizer()) for row in dial.gold_rows(questions, seed=0)]
-
-
-def _changed(row: Any, tokenizer: Any, change: Any) -> dict[str, list[int]]:
-    """The labels of `encode`, changed; `change` is given ids, labels and the length of the prompt."""
-    sound = sft_rows.encode(row, tokenizer)
-    ids, labels = change(sound["input_ids"], sound["labels"], sound["labels"].count(sft_rows.IGNORED))
-    return {"input_ids": ids, "labels": labels}
-
-
-encode = Check(
-    "encode",
-    sft_rows.encode,
-    _rows,
-    {
-        "The end token is missing: a model that is never taught to stop does not stop.": (
-            lambda row, tokenizer: _changed(row, tokenizer, lambda ids, labels, n: (ids[:-1], labels[:-1]))
-        ),
-        "The prompt carries loss: its labels must be -100.": (
-            lambda row, tokenizer: _changed(row, tokenizer, lambda ids, labels, n: (ids, ids))
-        ),
-        "The end token is there and has no label, so it is not learnt.": (
-            lambda row, tokenizer: _changed(
-                row, tokenizer, lambda ids, labels, n: (ids, [*labels[:-1], -100])
-            )
-        ),
-        "The labels are shifted. A label stands at its own token; the model shifts them itself.": (
-            lambda row, tokenizer: _changed(row, tokenizer, lambda ids, labels, n: (ids, [*labels[1:], -100]))
-        ),
-        "0 is the id of a token. Only -100 means: no loss here.": (
-            lambda row, tokenizer: _changed(
-                row, tokenizer, lambda ids, labels, n: (ids, [0] * n + labels[n:])
-            )
-        ),
-        "Labels are ids: on the completion the token's own, not 1.": (
-            lambda row, tokenizer: _changed(
-                row, tokenizer, lambda ids, labels, n: (ids, labels[:n] + [1] * len(labels[n:]))
-            )
-        ),
-        "The labels are as long as the ids: -100 stands for each token of the prompt.": (
-            lambda row, tokenizer: _changed(row, tokenizer, lambda ids, labels, n: (ids, labels[n:]))
-        ),
-        "The wrong way round: the prompt has labels and the completion none.": (
-            lambda row, tokenizer: _changed(
-                row, tokenizer, lambda ids, labels, n: (ids, ids[:n] + [-100] * len(ids[n:]))
-            )
-        ),
-    },
-)
-
-# ---- the loss of a batch -------------------------------------------------------------------------
-
-
-def _batches() -> Cases:
-    labels = torch.tensor([[-100, -100, 3, 1, 4], [-100, 2, 0, -100, -100], [-100, -100, -100, -100, 1]])
-    return [
-        (_random(3, 5, 6), labels),
-        (3 * _random(2, 5, 6, seed=1), labels[:2]),
-        (torch.zeros(1, 5, 6), labels[:1]),
-    ]
-
-
-def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss of each token, (B, T - 1); 0 where there is none."""
-    return cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
-
-
-def _chosen(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean over tokens with loss of the values (B, T, V) that predict them."""
-    mask = labels[:, 1:] != sft_rows.IGNORED
-    found = values[:, :-1].gather(2, labels[:, 1:].clamp(min=0)[:, :, None])[:, :, 0]
-    return (found * mask).sum() / mask.sum()
-
-
-def _by_row(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return (_losses(logits, labels).sum(1) / (labels != -100).sum(1)).mean()
-
-
-completion_loss = Check(
-    "completion_loss",
-    lambda logits, labels: ForCausalLMLoss(logits, labels, logits.shape[-1]),
-    _batches,
-    {
-        "Nothing is shifted: the logits at place k predict the token at place k + 1.": (
-            lambda logits, labels: cross_entropy(logits.flatten(0, 1), labels.flatten())
-        ),
-        "That is the mean over rows of each row's mean. Equation (4) weighs every token the same.": _by_row,
-        "Tokens without loss are counted in the denominator. Divide by the number of those with it.": (
-            lambda logits, labels: _losses(logits, labels).mean()
-        ),
-        "That is the sum. Equation (4) divides it by the number of tokens with loss.": (
-            lambda logits, labels: _losses(logits, labels).sum()
-        ),
-        "The sign: a loss is minus the log-probability.": (
-            lambda logits, labels: -_losses(logits, labels).sum() / (labels != -100).sum()
-        ),
-        "Shifted the wrong way: logits look forward, so the last ones have no label.": (
-            lambda logits, labels: cross_entropy(
-                logits[:, 1:].flatten(0, 1), labels[:, :-1].flatten()
-            ).nan_to_num()
-        ),
-        "That is the mean over responses. Equation (4) divides by the number of tokens with loss.": (
-            lambda logits, labels: _losses(logits, labels).sum() / len(labels)
-        ),
-        "A probability is not its logarithm: log_softmax in place of softmax.": (
-            lambda logits, labels: -_chosen(logits.softmax(2), labels)
-        ),
-        "Logits are no log-probabilities yet: take log_softmax of them.": (
-            lambda logits, labels: -_chosen(logits, labels)
-        ),
-        "Places with -100 have no loss, and here they are counted as if token 0 stood there.": (
-            lambda logits, labels: cross_entropy(
-                logits[:, :-1].flatten(0, 1), labels[:, 1:].clamp(min=0).flatten()
-            )
         ),
     },
 )

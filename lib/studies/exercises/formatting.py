@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import partial
 
@@ -16,12 +15,15 @@ from lib.formats import (
     render_response,
 )
 from lib.sandbox import run_python
-from lib.studies.exercises.core import Cases, Check, NotYetError
+from lib.studies.exercises.core import Cases, Check
+from lib.studies.exercises.formatting_longer import by_guessing as by_guessing
+from lib.studies.exercises.formatting_longer import lies_well as lies_well
+from lib.studies.exercises.formatting_longer import loophole as loophole
 from lib.studies.overlap import overlap
 from lib.studies.programs import check_program
 from lib.studies.sft_set import check_response
 from lib.tasks import Task, question_key
-from lib.verify import is_correct, is_response_correct
+from lib.verify import is_correct
 
 DIRECT, SHORT_COT, CODE, LONG_COT = ReasoningFormat
 
@@ -98,6 +100,12 @@ def _by_pattern(text: str) -> str | None:
     return found[2].strip() or None if found else None
 
 
+def _by_better_pattern(text: str) -> str | None:
+    block = r"(?:<(COT|CODE|LONG_COT)>\s*[^\s<].*?</\1>\s*)?"
+    found = re.fullmatch(rf"\s*{block}<ANSWER>([^<]*)</ANSWER>\s*", text, re.DOTALL)
+    return found[2].strip() or None if found else None
+
+
 def _like_arm(text: str) -> str | None:
     parsed = parse_response_like_arm(text)
     return parsed.answer or None if parsed.is_valid else None
@@ -116,6 +124,7 @@ strict_answer = Check(
         ("<ANSWER>\n14\n</ANSWER>\n<ANSWER>\n15\n</ANSWER>",),
         ("<COT>\n24 - 9\n<ANSWER>\n15\n</ANSWER>\n</COT>",),
         ("<COT>\nI count them.\n</CODE>\n<ANSWER>\n15\n</ANSWER>",),
+        ("<COT>\nfirst\n<ANSWER>\n14\n</ANSWER>\n</COT>\n<ANSWER>\n15\n</ANSWER>",),
         ("<COT>\n24 - 9 = 15\n</COT>\nSo\n<ANSWER>\n15\n</ANSWER>",),
         ("<LONG_COT>\n\n</LONG_COT>\n<ANSWER>\n15\n</ANSWER>",),
         ("<ANSWER>\n\n</ANSWER>",),
@@ -141,6 +150,9 @@ strict_answer = Check(
         "Spaces and line breaks around the answer do not belong to it.": (
             lambda text: text.split("<ANSWER>")[1].split("</ANSWER>")[0] if _strict(text) else None
         ),
+        "Another answer may stand inside the reasoning, and `.*?` runs over it. Count the tags there, too.": (
+            _by_better_pattern
+        ),
         "`.*` runs over tags, and over nothing: two answers, or an empty reasoning, pass. Count the tags.": (
             _by_pattern
         ),
@@ -165,6 +177,11 @@ def _floats(prediction: str, reference: str) -> bool:
         return False
 
 
+def _none_is_none(prediction: str, reference: str) -> bool:
+    unread = {text: is_correct(text, text) for text in (prediction, reference)}
+    return is_correct(prediction, reference) or not any(unread.values())
+
+
 def _fractions(prediction: str, reference: str) -> bool:
     return Fraction(prediction) == Fraction(reference)
 
@@ -182,6 +199,7 @@ same_number = Check(
         ("-3", "3"),
         ("72 or 73", "72"),
         ("15 rolls", "15"),
+        ("rolls", "rolls"),
     ],
     {
         "Text is compared here, but 72.0 and 72 are one number.": (
@@ -198,6 +216,9 @@ same_number = Check(
             )
         ),
         "The sign counts.": lambda prediction, reference: is_correct(prediction.lstrip("-"), reference),
+        "Two texts that are no numbers are not equal ones. Where both are read as None, `==` says True.": (
+            _none_is_none
+        ),
         "Not every text is a number, and then `Fraction` raises: give False there.": _fractions,
     },
 )
@@ -290,6 +311,7 @@ def _sets() -> Cases:
         (_tasks("gsm8k", (rolls, "24"), (f"{pens} Think twice.", "9")), test),
         (_tasks("svamp", (rolls.upper().replace(" ", "  "), "24")), test),
         (_tasks("gsm8k", ("Nothing in common?", "1")), test),
+        (_tasks("gsm8k", (pens, "9"), ("Three?", "3"), (rolls, "24")), test),
     ]
 
 
@@ -298,9 +320,13 @@ def _shared(train: list[Task], test: list[Task], field: str) -> list[str]:
     return sorted(task.id for task in train if getattr(task, field) in known)
 
 
+def _leaked(train: list[Task], test: list[Task]) -> list[str]:
+    return sorted(first.id for first, _ in overlap(train, test))
+
+
 leaked = Check(
     "leaked",
-    lambda train, test: sorted(first.id for first, _ in overlap(train, test)),
+    _leaked,
     _sets,
     {
         "Letter by letter two texts are seldom equal. `task.key` forgets case and spaces.": (
@@ -315,6 +341,10 @@ leaked = Check(
         "These are the questions of the test set. Give the ids of the training questions that must go.": (
             lambda train, test: sorted(second.id for _, second in overlap(train, test))
         ),
+        "All leaks are found, in the order of the training set. Give them sorted.": (
+            lambda train, test: [task.id for task in train if task.id in set(_leaked(train, test))]
+        ),
+        "There may be more than one leak: give all of them.": lambda train, test: _leaked(train, test)[:1],
         "These may stay. Give the ids of those that must go.": (
             lambda train, test: sorted(
                 task.id for task in train if task.key not in {other.key for other in test}
@@ -322,76 +352,3 @@ leaked = Check(
         ),
     },
 )
-
-# ---- the exercises at the end --------------------------------------------------------------------
-
-
-def _judge(name: str, given: object, problems: Mapping[str, Callable[[], bool]]) -> None:
-    """Say that nothing is there yet (`...`), name the first problem, or say that it is right."""
-    if given is ...:
-        print(f"{name}: not answered yet")
-        return
-    for hint, is_wrong in problems.items():
-        if is_wrong():
-            raise NotYetError(f"{name}: not right yet. {hint}")
-    print(f"{name}: right")
-
-
-def loophole(text: str) -> None:
-    """Exercise 1: paid by ARM's training rules, refused by the strict reader, without any reasoning."""
-    _judge(
-        "loophole",
-        text,
-        {
-            "The strict reader accepts it: that is no loophole.": lambda: parse_response(text).is_valid,
-            "ARM's reader refuses it as well. It looks for the tag at the start, for tags of other formats, "
-            "and for an answer; nothing else.": lambda: not parse_response_like_arm(text).is_valid,
-            "The answer is not paid: ARM's reader finds another number than 15 in it.": (
-                lambda: not is_response_correct(text, "15", "number", "arm_training")
-            ),
-            "This reasons with the numbers of the question. Write nonsense.": (
-                lambda: {"4", "6", "9", "24"} <= set(re.findall(r"\d+", text))
-            ),
-        },
-    )
-
-
-def by_guessing(expected: float, *, asked: int) -> None:
-    """Exercise 2: how many of `asked` direct answers are right by guessing among ten digits."""
-    _judge(
-        "by_guessing",
-        expected,
-        {
-            "That is a share. Give a number of responses.": lambda: expected <= 1 < asked / 10,
-            "Guessing is right once in as many times as there are digits, not once in two or four.": (
-                lambda: expected > 1.5 * asked / 10
-            ),
-            "Count the hard questions that were asked, and take the share that a guess gets right.": (
-                lambda: abs(expected - asked / 10) > 0.5
-            ),
-        },
-    )
-
-
-def lies_well(program: str, question: dial.Question) -> None:
-    """Exercise 3: a program that equation (2) keeps and that computes nothing."""
-    other = dial.Question(str((int(question.start) + 1) % 10), question.operations)
-
-    def moved() -> str:
-        return program.replace(f"d = {question.start}", f"d = {other.start}", 1)
-
-    _judge(
-        "lies_well",
-        program,
-        {
-            "Equation (2) drops it: an answer or a comment is not what the program computes.": (
-                lambda: check_program(program, lambda answer: answer == question.answer) is not None
-            ),
-            f"It must begin with `d = {question.start}`, so that another start can be tried.": (
-                lambda: moved() == program
-            ),
-            "With another start digit it is right, too: so it computes the answer.": (
-                lambda: str(run_python(moved(), timeout=5.0).value) == other.answer
-            ),
-        },
-    )
