@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -102,6 +102,9 @@ def first_fault(question: Question, text: str) -> str | None:
 
 # ---- figures -------------------------------------------------------------------------------------
 
+Place = tuple[tuple[int, int], str]  # of a name beside its point: offset in points, and which end is there
+LEFT_ABOVE, LEFT_BELOW = ((0, 9), "right"), ((4, -20), "right")
+
 
 def training_curve(log: pd.DataFrame, deeper_at: Sequence[int]) -> Figure:
     """Training loss by step; dotted lines where questions of a further depth come in."""
@@ -121,14 +124,19 @@ def training_curve(log: pd.DataFrame, deeper_at: Sequence[int]) -> Figure:
 
 
 def learning_curves(asked: pd.DataFrame) -> Figure:
-    """Two panels by the step of training, a line per style: what can be read, and what is right."""
+    """Two panels by the step of training, a line per style: what can be read, and what is right.
+
+    Points of a step stand side by side, so that none hides another.
+    """
+    shift = asked["step"].max() / 60
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     for ax, what in zip(axes, ("readable", "right"), strict=True):
-        for format, rows in asked.groupby("format", sort=False):
+        for place, (format, rows) in enumerate(asked.groupby("format", sort=False)):
             sums = rows.groupby("step")[[what, "count"]].sum()
             look = {"color": COLOURS[format], "marker": MARKERS[format], "label": NAMES[format]}
-            ax.plot(sums.index, sums[what] / sums["count"], ms=6, **look)
+            ax.plot(sums.index + (place - 1.5) * shift, sums[what] / sums["count"], ms=6, **look)
         ax.set(xlabel="step of your training", title=what, ylim=(-0.03, 1.04))
+        ax.set_xticks(sorted(asked["step"].unique()))
     axes[0].set_ylabel("share of responses")
     axes[1].axhline(0.1, color="0.4", lw=0.8, ls="--")
     axes[1].text(0, 0.12, "guessing", fontsize=8, color="0.3")
@@ -138,7 +146,8 @@ def learning_curves(asked: pd.DataFrame) -> Figure:
 
 def choice_plane(summary: pd.DataFrame, corners: pd.DataFrame) -> Figure:
     """Accuracy and tokens of each policy, and the line that mixtures of fixed ones cannot cross."""
-    figure = _accuracy_tokens_plane(summary, above=("oracle in hindsight", "long_cot"))
+    above = {"oracle in hindsight": LEFT_ABOVE, "long_cot": LEFT_ABOVE, "oracle by depth": LEFT_BELOW}
+    figure = _accuracy_tokens_plane(summary, names_at=above)
     tokens = np.geomspace(corners["tokens"].min(), corners["tokens"].max(), 200)
     accuracy = np.interp(tokens, corners["tokens"], corners["accuracy"])
     figure.axes[0].plot(
@@ -148,10 +157,10 @@ def choice_plane(summary: pd.DataFrame, corners: pd.DataFrame) -> Figure:
     return figure
 
 
-def _accuracy_tokens_plane(summary: pd.DataFrame, *, above: Collection[str]) -> Figure:
+def _accuracy_tokens_plane(summary: pd.DataFrame, *, names_at: Mapping[str, Place]) -> Figure:
     """One point per policy: mean tokens against accuracy, with 95 % intervals; up and left is better.
 
-    Names stand below their points on the right, those in `above` above them on the left.
+    Names stand where `names_at` says, otherwise below their points on the right.
     """
     figure, ax = plt.subplots()
     for _, row in summary.iterrows():
@@ -168,13 +177,8 @@ def _accuracy_tokens_plane(summary: pd.DataFrame, *, above: Collection[str]) -> 
             capsize=3,
             ls="none",
         )
-        ax.annotate(
-            NAMES.get(name, name),
-            (x, y),
-            (0, 9) if name in above else (8, -14),
-            textcoords="offset points",
-            ha="right" if name in above else "left",
-        )
+        offset, side = names_at.get(name, ((8, -14), "left"))
+        ax.annotate(NAMES.get(name, name), (x, y), offset, textcoords="offset points", ha=side)
     ax.set_xscale("log")
     ticks = [tick for tick in (4, 8, 16, 32, 64, 128, 256) if tick < 2 * summary["tokens"].max()]
     ax.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -138,7 +138,7 @@ def against_exact(answers: pd.DataFrame) -> pd.DataFrame:
     reached = answers[answers["depth"] <= answers["mode"].map(reach)]
     lines = {}
     for method in [name for name in SETS if name != "exact" and name in set(answers["method"])]:
-        for format in ReasoningFormat:
+        for format in [format for format in ReasoningFormat if format in set(reached["mode"])]:
             ours, exact = (
                 reached[(reached["method"] == name) & (reached["mode"] == format)]
                 for name in (method, "exact")
@@ -162,16 +162,22 @@ def false_rows(summaries: Sequence[Mapping[str, Any]]) -> float:
     return 1 - true / rows
 
 
-def strictness_table(gap: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-    """`against_exact` and `totals` to read: shares in per cent, and the gaps in points with intervals."""
+def strictness_table(gap: pd.DataFrame, greedy: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """`against_exact`, sampled and greedy, and `totals`: in per cent, and in points with intervals."""
+    points = pd.concat([_in_points(gap), _in_points(greedy).add_suffix(", greedy")], axis=1)
+    points = points.reindex(found.index).fillna("")
+    names = {"false_rows": "rows with a false line", "valid": "valid", "correct": "right"}
+    table = pd.concat([found.rename(columns=names).map("{:.1%}".format), points], axis=1)
+    return table.rename(index={name: title for name, (title, _) in SETS.items()})
+
+
+def _in_points(gap: pd.DataFrame) -> pd.DataFrame:
+    """A row per set and a column per format, as text."""
     shown = gap.apply(
         lambda row: f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]", axis=1
     )
     shown.index = pd.MultiIndex.from_tuples(gap.index)
-    points = shown.unstack(sort=False).reindex(found.index).fillna("").rename(columns=NAMES)
-    names = {"false_rows": "rows with a false line", "valid": "valid", "correct": "right"}
-    table = pd.concat([found.rename(columns=names).map("{:.1%}".format), points], axis=1)
-    return table.rename(index={name: title for name, (title, _) in SETS.items()})
+    return shown.unstack(sort=False).rename(columns=NAMES)
 
 
 # ---- the datasets -------------------------------------------------------------------------------

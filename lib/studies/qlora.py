@@ -36,7 +36,7 @@ def bits_per_weight(block: int, second: int) -> float:
 
 
 def memory_plan(names: Sequence[str], *, rank: int = 8, rows: int = 4, tokens: int = 1024) -> pd.DataFrame:
-    """What training holds on one card by the planner's terms: a row per model, method and kind, in GB.
+    """What training holds on one card by the planner's terms: a row per model, method and kind, in GiB.
 
     Activations are those of a micro-batch of `rows` x `tokens` with gradient checkpointing.
     """
@@ -51,7 +51,7 @@ def memory_plan(names: Sequence[str], *, rank: int = 8, rows: int = 4, tokens: i
             for term in terms:
                 kind = KINDS.get(term.kind, term.kind)
                 found.append((name.rpartition("-")[2], method, kind, term.gib, trained / model.parameters))
-    return pd.DataFrame(found, columns=["size", "method", "kind", "gb", "trained"])
+    return pd.DataFrame(found, columns=["size", "method", "kind", "gib", "trained"])
 
 
 # ---- what rounding and merging change --------------------------------------------------------------

@@ -15,7 +15,7 @@ from lib.studies.lesson_figures import staircase
 from lib.studies.shared.figures import COLOURS, MARKERS, NAMES, PALETTE
 
 PARTS = ("weights", "gradients", "optimiser", "activations")
-CUT = 100  # GB: longer bars are cut, and say how long they are
+CUT = 100  # GiB: longer bars are broken off, and say how long they are
 
 
 def quantisation(weight: torch.Tensor, restored: torch.Tensor, levels: torch.Tensor) -> Figure:
@@ -40,7 +40,9 @@ def quantisation(weight: torch.Tensor, restored: torch.Tensor, levels: torch.Ten
 
 def memory_bars(plan: pd.DataFrame) -> Figure:
     """A bar for each size and method of `qlora.memory_plan`, made of its kinds; lines are cards."""
-    table = plan.pivot_table(index=["size", "method"], columns="kind", values="gb", aggfunc="sum", sort=False)
+    table = plan.pivot_table(
+        index=["size", "method"], columns="kind", values="gib", aggfunc="sum", sort=False
+    )
     table = table[list(PARTS)]
     figure, ax = plt.subplots(figsize=(8, 5))
     places = [row + row // 3 * 0.7 for row in range(len(table))]
@@ -49,11 +51,16 @@ def memory_bars(plan: pd.DataFrame) -> Figure:
         width = table[part].clip(upper=(CUT - left).clip(lower=0))
         ax.barh(places, width, left=left.clip(upper=CUT), color=colour, label=part, ec="none")
         left += table[part]
-    for place, gb in zip(places, left, strict=True):
-        ax.text(min(gb, CUT) + 0.8, place, f"{gb:.0f}" if gb >= 10 else f"{gb:.1f}", va="center", fontsize=9)
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    for place, gib in zip(places, left, strict=True):
+        shown = f"{gib:.0f}" if gib >= 10 else f"{gib:.1f}"
+        ax.text(min(gib, CUT) + 0.8, place, shown, va="center", fontsize=9, bbox=paper)
+        if gib > CUT:
+            edge = [CUT - 2.4, CUT - 1.6, CUT - 2.4, CUT - 1.6]
+            ax.plot(edge, [place - 0.6, place - 0.2, place + 0.2, place + 0.6], color="white", lw=4)
     for card in (12, 24, 80):
         ax.axvline(card, color="0.3", lw=0.9, ls="--", zorder=0)
-        name = f"{card} GB card" if card == 80 else f"{card}"
+        name = f"card of {card} GiB" if card == 80 else f"{card}"
         ax.text(card + 0.6, -1.0, name, fontsize=8.5, color="0.25", va="center")
     ax.set_yticks(places, [f"{size}  {method}" for size, method in table.index])
     ax.set(xlabel="memory to train (GiB)", xlim=(0, CUT + 10), ylim=(max(places) + 0.7, -1.7))
@@ -86,7 +93,6 @@ def reaches(summaries: Mapping[str, pd.DataFrame], trained_to: int) -> Figure:
         staircase(summary, reach={format: reach(format) for format in ReasoningFormat}, ax=ax)
         ax.get_legend().remove()
         ax.axvline(trained_to + 0.5, color="black", lw=1.4)
-        ax.text(trained_to + 0.65, 0.5, "never\ntrained", fontsize=9)
         ax.set_title(name, pad=22)
         ax.tick_params(axis="x", labelsize=9)
     axes[-1].set_ylabel("")
