@@ -10,7 +10,7 @@ from lib.measure.modes import answer
 from lib.methods.ada_grpo import AdaGRPO
 from lib.methods.grpo import grpo_loss
 from lib.policies.load import load_policy
-from lib.studies import arm_beside, format_choice, one_step
+from lib.studies import arm_beside, changes, format_choice, one_step
 from lib.studies.causes import VARIANTS
 from lib.studies.tag_shift import tag_probabilities
 
@@ -73,7 +73,40 @@ def test_the_telling_group_is_valid_and_mixed():
 
 
 def test_every_line_is_of_a_variant():
-    assert set(format_choice.CHANGES) <= set(VARIANTS)
+    assert set(changes.CHANGES) <= set(VARIANTS)
+
+
+def test_what_changed_format_is_counted_in_all_formats():
+    """One seed goes from long CoT to direct in half of its answers, one cannot be read any more."""
+    start = answers(*[("sft", 0, 1, used, True, 4) for used in (LONG, LONG, SHORT, CODE)])
+    after = answers(
+        *[("grpo", 0, 1, used, True, 4) for used in (DIRECT, DIRECT, SHORT, CODE)],
+        *[("grpo", 1, 1, "invalid", False, 4) for _ in range(4)],
+    )
+    assert changes.moved(after, start) == pytest.approx((0.75, 0.5, 1.0))
+    assert changes.moved(start, start) == (0, 0, 0)
+
+
+def test_each_line_is_judged_by_what_its_story_is_about():
+    same = {"accuracy": (1.0, 1.0, 1.0), "hard": (1.0, 1.0, 1.0), "seeds": 3, "long": (0.2, 0.2, 0.2)}
+    rows = {name: same | {"moved": (0.5, 0.4, 0.6)} for name in ("grpo", "grpo_easy_only", "ada_grpo")}
+    assert changes.effects_table(pd.DataFrame(rows).T)["so it is"].tolist() == ["NO", "NO", "yes"]
+
+
+def test_a_skill_is_shown_up_to_where_the_format_reaches():
+    forced = pd.DataFrame(
+        [
+            ("sft", 0, depth, mode, depth < 6)
+            for depth in (1, 2, 6, 7)
+            for mode in (DIRECT, SHORT, CODE, LONG)
+        ],
+        columns=["method", "seed", "depth", "mode", "correct"],
+    )
+    forced["id"] = forced.groupby(["mode"]).cumcount().astype(str)
+    forced = pd.concat([forced, forced.assign(depth=forced["depth"].replace({6: 8, 7: 12}))])
+    found = format_choice.skills(forced)
+    assert found.loc[("direct", "SFT"), [2, 6]].tolist() == ["1.00", ""]
+    assert found.loc[("short CoT", "SFT"), "at its edge"] == "0.00 [0.00, 0.00]"
 
 
 def test_the_recipe_says_what_a_configuration_holds():

@@ -86,7 +86,6 @@ VARIANTS: dict[str, Variant] = {
     "grpo_hard_only": Variant(GRPO, depths=TIERS["hard"]),
     "hard_only": Variant(AdaGRPO, depths=TIERS["hard"]),
     "grpo_beta_0.04": Variant(GRPO, {"beta": 0.04}),  # DeepSeekMath's
-    "grpo_beta_0.4": Variant(GRPO, {"beta": 0.4}),
     "no_decay": Variant(AdaGRPO, {"decay": False}),
     "constant_rate": Variant(AdaGRPO, {"cooldown": 0.0}),
     "scaled_wrong": Variant(ScaledWrong),

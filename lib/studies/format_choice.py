@@ -1,4 +1,4 @@
-"""Notebook 03's tables: who chose what and was right, what each change did, and where the lost points went.
+"""Notebook 03's tables: who chose what and was right, and where the lost points went.
 
 They read the answers of shipped runs (`lib.studies.depths`); each says how many seeds it rests on.
 """
@@ -6,7 +6,6 @@ They read the answers of shipped runs (`lib.studies.depths`); each says how many
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -21,38 +20,6 @@ from lib.studies.records import RUNS
 from lib.studies.shared.figures import METHODS, NAMES
 
 DRAWS = 1000  # of a bootstrap: enough for the digits of a table
-COLLAPSED, SHARED, ABSENT = (0.9, 1.0), (0.1, 0.45), (0.0, 0.05)  # a format's share on easy questions
-
-
-@dataclass(frozen=True)
-class Change:
-    """A variant of the training: what was done, what the story says, and the share of long CoT that means."""
-
-    done: str
-    story: str
-    long: tuple[float, float]  # its share on easy questions, from and to
-
-
-CHANGES: dict[str, Change] = {
-    "grpo": Change("GRPO", "hard questions push, nothing holds: collapse", COLLAPSED),
-    "grpo_hard_only": Change("GRPO, hard questions alone", "no easy group is needed: collapse", COLLAPSED),
-    "grpo_easy_only": Change("GRPO, easy questions alone", "nothing pushes: no collapse", (0.05, 0.6)),
-    "grpo_easy_only_shuffled": Change(
-        "the same, rewards shuffled", "no format earns more: no drift", (0.05, 0.6)
-    ),
-    "grpo_beta_0.04": Change("GRPO with KL, beta 0.04", "a pull to the start, too weak: collapse", COLLAPSED),
-    "grpo_beta_0.4": Change("GRPO with KL, beta 0.4", "ten times the pull: held back", (0.1, 0.9)),
-    "ada_grpo": Change("Ada-GRPO", "easy groups speak: all right formats share", SHARED),
-    "hard_only": Change("Ada-GRPO, hard questions alone", "no easy group to speak: collapse", COLLAPSED),
-    "shuffled_scale": Change("scales shuffled in the group", "noise does not hold: collapse", COLLAPSED),
-    "no_decay": Change("no decay", "it cancels in all-right groups: as Ada-GRPO", SHARED),
-    "constant_rate": Change("no cooldown of the rate", "the choice as with Ada-GRPO", SHARED),
-    "scaled_wrong": Change("wrong ones earn -1, scaled too", "easy ones are right: as Ada-GRPO", SHARED),
-    "without_direct": Change("direct earns nothing", "the other three share", (0.2, 0.5)),
-    "without_short_cot": Change("short CoT earns nothing", "the other three share", (0.2, 0.5)),
-    "without_code": Change("code earns nothing", "the other three share", (0.2, 0.5)),
-    "without_long_cot": Change("long CoT earns nothing", "long CoT goes", ABSENT),
-}
 
 
 def text(found: Interval, digits: int = 3, times: float = 1) -> str:
@@ -114,41 +81,6 @@ def shares(answers: pd.DataFrame, by: str = "tier") -> pd.DataFrame:
     return found.unstack(fill_value=0.0).reindex(columns=names, fill_value=0.0)
 
 
-def effects(methods: Sequence[str] = tuple(CHANGES)) -> pd.DataFrame:
-    """What each change did: a row per variant that is made, with intervals as (mean, low, high)."""
-    rows = {}
-    for method in made(methods):
-        answers = balanced(method)
-        easy, hard = (answers[answers["tier"] == tier] for tier in ("easy", "hard"))
-        rows[method] = {
-            "easy": bootstrap_mean(easy, "long", draws=DRAWS // 2),
-            "accuracy": bootstrap_mean(answers, "correct", draws=DRAWS // 2),
-            "hard": bootstrap_mean(hard, "correct", draws=DRAWS // 2),
-            "seeds": seeds(answers),
-        }
-    return pd.DataFrame(rows).T
-
-
-def effects_table(found: pd.DataFrame) -> pd.DataFrame:
-    """`effects` in words and numbers, one line each; the story held where its range has the mean."""
-    rows = []
-    for method, row in found.iterrows():
-        change = CHANGES[method]
-        low, high = change.long
-        rows.append(
-            {
-                "what was done": change.done,
-                "the story says": change.story,
-                "long CoT on easy": text(row["easy"], 2),
-                "so it is": "yes" if low <= row["easy"][0] <= high else "NO",
-                "accuracy": text(row["accuracy"]),
-                "on hard": text(row["hard"], 2),
-                "seeds": row["seeds"],
-            }
-        )
-    return pd.DataFrame(rows).set_index("what was done")
-
-
 # ---- the lost points ---------------------------------------------------------------------------
 
 
@@ -162,17 +94,19 @@ def lost_points(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def skills(forced: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy where a format is forced, within its reach, of each method: formats x methods."""
+    """Accuracy where a format is forced, at each depth up to its reach: formats and methods x depths.
+
+    The last column has that of the deepest one with its interval.
+    """
     inside = forced[forced["depth"] <= forced["mode"].map(reach)]
-    rows = {
-        method: {
-            NAMES[mode]: text(bootstrap_mean(rows, "correct", draws=DRAWS))
-            for mode, rows in part.groupby("mode")
-        }
-        for method, part in inside.groupby("method", sort=False)
+    means = inside.groupby(["mode", "method", "depth"])["correct"].mean().unstack()
+    found = means.map("{:.2f}".format, na_action="ignore").fillna("")
+    edge = inside[inside["depth"] == inside["mode"].map(reach)].groupby(["mode", "method"])
+    found["at its edge"] = {
+        names: text(bootstrap_mean(rows, "correct", draws=DRAWS), 2) for names, rows in edge
     }
-    found = pd.DataFrame(rows).reindex([NAMES[format] for format in ReasoningFormat])
-    return found.rename(columns=METHODS)
+    order = [(format, method) for format in ReasoningFormat for method in forced["method"].unique()]
+    return found.loc[order].rename(index=NAMES | METHODS).rename_axis(index=["format", "skill of"])
 
 
 def crossed(answers: pd.DataFrame, forced: pd.DataFrame) -> pd.DataFrame:
@@ -213,7 +147,7 @@ def depth_lines(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond(answers: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy, tokens and long CoT outside the training distribution: deeper questions, and additions."""
+    """Accuracy, tokens and long CoT on deeper questions, which no training had, and on additions only."""
     rows = {}
     parts = {
         f"depth {MAX_DEPTH + 1} to {MAX_DEPTH + 4}": answers["set"] == "deeper",

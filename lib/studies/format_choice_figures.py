@@ -11,7 +11,8 @@ from lib.dial import MAX_DEPTH, TIERS, oracle_format, token_cost
 from lib.formats import ReasoningFormat
 from lib.methods.ada_grpo import AdaGRPO
 from lib.studies.causes import VARIANTS
-from lib.studies.format_choice import CHANGES, shares
+from lib.studies.changes import CHANGES
+from lib.studies.format_choice import shares
 from lib.studies.lesson_figures import shade_tiers
 from lib.studies.shared.figures import COLOURS, METHODS, NAMES, PALETTE
 
@@ -146,23 +147,22 @@ def depth_lines(lines: pd.DataFrame) -> Figure:
 
 
 def effects_figure(found: pd.DataFrame) -> Figure:
-    """Two panels, a line per variant: long CoT on easy questions over the story's range; accuracy."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9.5, 0.36 * len(found) + 1.1), sharey=True, layout="constrained"
+    """A line per variant: long CoT and changed formats on easy questions over the story's range; accuracy."""
+    figure, axes = plt.subplots(
+        1, 3, figsize=(11, 0.34 * len(found) + 1.1), sharey=True, layout="constrained"
     )
-    places = range(len(found))
-    for place, method in zip(places, found.index, strict=True):
-        low, high = CHANGES[method].long
-        left.barh(place, high - low, left=low, color="0.85", height=0.8, zorder=0)
+    panels = dict(zip(("long", "moved", "accuracy"), axes, strict=True))
+    for place, method in enumerate(found.index):
+        low, high = CHANGES[method].allowed
+        panels[CHANGES[method].judged].barh(place, high - low, left=low, color="0.85", height=0.8, zorder=0)
         is_grpo = not issubclass(VARIANTS[method].method, AdaGRPO)
-        colour = LOOK["grpo" if is_grpo else "ada_grpo"]["color"]
-        for ax, name in ((left, "easy"), (right, "accuracy")):
+        look = {"color": LOOK["grpo" if is_grpo else "ada_grpo"]["color"], "fmt": "o", "ms": 5, "capsize": 3}
+        for name, ax in panels.items():
             mean, low, high = found.loc[method, name]
-            ax.errorbar(
-                mean, place, xerr=[[mean - low], [high - mean]], fmt="o", ms=5, capsize=3, color=colour
-            )
-    left.set_yticks(places, [CHANGES[m].done for m in found.index])
-    left.invert_yaxis()
-    left.set(xlabel="long CoT on easy questions (grey: the story)", xlim=(-0.02, 1.02))
-    right.set(xlabel="accuracy, all tiers")
+            ax.errorbar(mean, place, xerr=[[mean - low], [high - mean]], **look)
+    axes[0].set_yticks(range(len(found)), [CHANGES[m].done for m in found.index])
+    axes[0].invert_yaxis()
+    axes[0].set(xlabel="long CoT on easy\n(grey: the story)", xlim=(-0.02, 1.02))
+    axes[1].set(xlabel="changed format on easy\n(grey: the story)", xlim=(-0.02, 1.02))
+    axes[2].set(xlabel="accuracy, all tiers")
     return figure

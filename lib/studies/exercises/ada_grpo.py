@@ -1,4 +1,4 @@
-"""Your turn in notebook 03: counts, advantages, scale and decay, scaled rewards, loss, KL; exercises 1, 2."""
+"""Your turn in notebook 03: counts, advantages, scale and decay, scaled rewards, loss, KL; exercises."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lib.methods.ada_grpo import diversity_scale
 from lib.methods.ada_grpo import format_counts as library_counts
 from lib.methods.ada_grpo import scale_rewards as library_scaled
 from lib.methods.grpo import clipped_loss, group_relative_advantages, grpo_loss, kl_estimate, masked_mean
+from lib.studies.exercises.ada_grpo_longer import priced
 from lib.studies.exercises.core import Cases, Check, by_hand
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "kl",
     "loss",
     "lucky_guess",
+    "priced",
     "scaled_rewards",
 ]
 
