@@ -15,7 +15,6 @@ from lib.studies.paired import bootstrap_mean
 from lib.studies.shared.figures import MARKERS, NAMES, PALETTE
 
 POLICY_COLOURS = dict(zip(POLICIES, (PALETTE[7], PALETTE[1], PALETTE[3], PALETTE[0]), strict=True))
-ASIDE = dict(zip(POLICIES, (0.95, 0.98, 1.01, 1.04), strict=True))
 MODE_MARKERS = {"adaptive": "*", **MARKERS, "consensus": "P", "majority": "X"}
 MODE_NAMES = {**NAMES, "majority": "majority of 8"}
 
@@ -23,17 +22,19 @@ MODE_NAMES = {**NAMES, "majority": "majority of 8"}
 def accuracy_by_tokens(table: pd.DataFrame, *, zoom: float = 0.95) -> Figure:
     """Tokens in all (log scale) against accuracy: a colour a policy, a marker a mode; the top once more.
 
-    `table` is `arm_tables.with_intervals` by policy and mode. Points that would coincide stand side by side:
-    each policy is moved by a few per cent of its tokens.
+    `table` is `arm_tables.with_intervals` by policy and mode. Markers are hollow, since some coincide.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     for ax in axes:
         for (policy, mode), row in table.iterrows():
-            _point(ax, row, ASIDE[policy], POLICY_COLOURS[policy], MODE_MARKERS[mode])
+            _point(ax, row, POLICY_COLOURS[policy], MODE_MARKERS[mode])
         ax.set(xscale="log", xlabel="mean tokens for a question (log scale)")
     top = table[table["accuracy"] >= zoom]
     axes[0].set(ylabel="accuracy", ylim=(0, 1.03), title="all")
-    axes[1].set(ylim=(zoom, 1.002), xlim=(0.8 * top["tokens"].min(), 1.25 * top["tokens"].max()))
+    axes[1].set(
+        ylim=(top["accuracy_low"].min() - 0.002, 1.002),
+        xlim=(0.8 * top["tokens"].min(), 1.25 * top["tokens"].max()),
+    )
     axes[1].set_title("the top")
     for ax, ticks in zip(axes, ((4, 16, 64, 256), (32, 64, 128, 256, 512)), strict=True):
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -42,20 +43,11 @@ def accuracy_by_tokens(table: pd.DataFrame, *, zoom: float = 0.95) -> Figure:
     return figure
 
 
-def _point(ax: Axes, row: pd.Series, aside: float, colour: tuple, marker: str) -> None:
+def _point(ax: Axes, row: pd.Series, colour: tuple, marker: str) -> None:
     low, high = row["accuracy"] - row["accuracy_low"], row["accuracy_high"] - row["accuracy"]
     error = [[max(0.0, low)], [max(0.0, high)]]
-    size = 11 if marker == "*" else 7
-    ax.errorbar(
-        aside * row["tokens"],
-        row["accuracy"],
-        yerr=error,
-        color=colour,
-        marker=marker,
-        ms=size,
-        lw=1,
-        alpha=0.9,
-    )
+    look = {"color": colour, "marker": marker, "ms": 11 if marker == "*" else 8, "mfc": "none", "lw": 1}
+    ax.errorbar(row["tokens"], row["accuracy"], yerr=error, **look)
 
 
 def _legends(figure: Figure, ax: Axes, table: pd.DataFrame) -> None:
@@ -134,7 +126,7 @@ def budget_panels(table: pd.DataFrame) -> Figure:
     left.set(ylabel="accuracy", ylim=(0, 1.03))
     right.set(ylabel="share that cannot be read", ylim=(-0.02, 0.52))
     for ax in (left, right):
-        ax.set(xlabel="budget (tokens)", xscale="log")
+        ax.set(xlabel="budget (tokens, log scale)", xscale="log")
         ticks = sorted(table["budget"].unique())
         ax.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
         ax.minorticks_off()

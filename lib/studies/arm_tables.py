@@ -201,16 +201,19 @@ def as_text(table: pd.DataFrame, column: str, digits: int = 3, *, times: int = 1
 # ---- as they are shown ---------------------------------------------------------------------------
 
 
-def table_two(table: pd.DataFrame, policy: str) -> pd.DataFrame:
-    """Every mode of one policy, beside the paper's Table 2."""
+def table_two(table: pd.DataFrame) -> pd.DataFrame:
+    """Every mode of every policy, Ada-GRPO's beside the paper's Table 2."""
     paper = pd.DataFrame(PAPER_TABLE_2, index=["ARM-7B accuracy, %", "ARM-7B tokens"], dtype=object).T
-    ours = table.loc[policy]
+    paper = pd.concat({"ada_grpo": paper}, names=table.index.names)
+    ours = table.loc[
+        [(policy, mode) for policy in POLICIES for mode in MODES if (policy, mode) in table.index]
+    ]
     shown = {
         "accuracy": as_text(ours, "accuracy"),
         "tokens in all": as_text(ours, "tokens", 1),
-        "long CoT use": ours["long CoT"].round(3),
+        "long CoT use": ours["long CoT"].astype(float).round(3),
     }
-    return pd.DataFrame(shown).join(paper).fillna("-")
+    return pd.DataFrame(shown).join(paper).fillna("-").rename(index=POLICIES)
 
 
 def table_one(table: pd.DataFrame) -> pd.DataFrame:

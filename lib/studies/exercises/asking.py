@@ -1,4 +1,4 @@
-"""Your turn in notebook 04: force a format, consensus, a vote, pairs, a budget, two of three, a router."""
+"""Your turn in notebook 04: force a format, consensus, a vote, pairs, a budget, and the exercises' rules."""
 
 from __future__ import annotations
 
@@ -300,6 +300,45 @@ close = Check(
                 if (own := detect_format(text)) and own is not DIRECT and "</" not in text
                 else close_response(text)
             )
+        ),
+    },
+)
+
+# ---- consensus that stops early ------------------------------------------------------------------
+
+
+def _stop_early(
+    direct: Answer, short_cot: Answer, code: Answer, long_cot: Answer
+) -> tuple[Answer, bool, bool]:
+    if direct is None or direct != short_cot:
+        return long_cot, False, True
+    return (direct, True, False) if short_cot == code else (long_cot, True, True)
+
+
+stop_early = Check(
+    "stop_early",
+    _stop_early,
+    lambda: list(product(["3", "7", None], repeat=4)),
+    {
+        "That asks code each time. Where direct and short CoT differ, three cannot agree any more.": (
+            lambda *given: (consensus(*given)[0], True, consensus(*given)[1])
+        ),
+        "Where direct and short CoT agree, code must still be asked: it may differ.": (
+            lambda d, s, c, long: (d, False, False) if d is not None and d == s else (long, False, True)
+        ),
+        "Two answers that cannot be read are None, and None agrees with nothing.": (
+            lambda d, s, c, long: (
+                (long, False, True) if d != s else (d, True, False) if s == c else (long, True, True)
+            )
+        ),
+        "Give all three parts: the answer, whether code was asked, and whether long CoT was.": (
+            lambda *given: _stop_early(*given)[::2]
+        ),
+        "The second part says whether code was asked, the third whether long CoT was.": (
+            lambda *given: (_stop_early(*given)[0], *_stop_early(*given)[:0:-1])
+        ),
+        "Where they differ long CoT answers, and not one of the three.": (
+            lambda d, s, c, long: (d, *_stop_early(d, s, c, long)[1:])
         ),
     },
 )
