@@ -277,10 +277,13 @@ def check_provenance(folder: Path) -> dict[str, Any]:
     """Read provenance.json and compare every file with its SHA-256; raises CheckpointError."""
     path, place = folder / "provenance.json", _shown(folder)
     remedy = f"Restore it with `git checkout -- {place}`, or make it again with the notebook that trains it."
-    if not path.exists():
-        raise CheckpointError(f"There is no checkpoint at {place}: provenance.json is missing. {remedy}")
-    record = read_json(path)
-    for name, expected in record["sha256"].items():
+    try:
+        record = json.loads(path.read_bytes())
+        hashes = dict(record["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        fault = f"{path.name} is {'damaged' if path.exists() else 'missing'}"
+        raise CheckpointError(f"There is no checkpoint at {place}: {fault}. {remedy}") from None
+    for name, expected in hashes.items():
         if not (folder / name).exists():
             raise CheckpointError(f"The checkpoint {place} is not complete: {name} is missing. {remedy}")
         if sha256(folder / name) != expected:

@@ -322,6 +322,8 @@ GOOD = [{"question": f"How many, {name}?", "answer": "4"} for name in "abcd"]
         (b'{"question": "x?", "answer": "4"', "not JSON"),
         (b'{"question": "x?", "answer": "4}', "not JSON"),
         (b'["x?", "4"]', "the row is not an object but list"),
+        (b'{"question": "x?", "answer": ' + b"4" * 5000 + b"}", "not JSON: .*digits"),
+        (b"[" * 200_000, "not JSON: .*recursion"),
         ('{"question": "Wie groß?", "answer": "4"}'.encode("latin-1"), "not UTF-8 text.*byte 0xdf"),
         (
             '{"question": "Wie gro\ufffd?", "answer": "4"}'.encode(),
@@ -335,8 +337,9 @@ def test_a_broken_row_names_file_place_and_reason_and_the_rest_loads(bad, reason
     rows.insert(2, bad)
     path = tmp_path / f"file.{suffix}"
     path.write_bytes(b"\n".join(rows) if suffix == "jsonl" else b"[\n" + b",\n".join(rows) + b"\n]\n")
-    if suffix == "json" and reason == "not JSON":  # a list is whole or broken
-        with pytest.raises(DataError, match=rf"{path}: not a readable json file .*: line [45] column"):
+    if suffix == "json" and reason.startswith("not JSON"):  # a list is whole or broken
+        said = reason.partition(".*")[2] or ": line [45] column"
+        with pytest.raises(DataError, match=rf"{path}: not a readable json file .*{said}"):
             load("gsm8k", path, keep_going=True)
         return
     with pytest.raises(DataError, match=rf"{path}, {'line' if suffix == 'jsonl' else 'row'} 3: .*{reason}"):

@@ -278,6 +278,12 @@ def test_provenance_is_checked_file_by_file(tmp_path):
     runs.write_provenance(tmp_path, seed=7)
     record = check_provenance(tmp_path)
     assert record["seed"] == 7 and record["versions"]["python"] and "commit" in record
+    whole = (tmp_path / "provenance.json").read_text()
+    for torn in ("", whole[:40], "[]", "{}", '{"sha256": 3}', "[" * 100_000, "\udc80"):
+        (tmp_path / "provenance.json").write_bytes(torn.encode(errors="surrogateescape"))
+        with pytest.raises(CheckpointError, match=r"provenance\.json is damaged.*git checkout"):
+            check_provenance(tmp_path)
+    (tmp_path / "provenance.json").write_text(whole)
     (tmp_path / "weights").write_bytes(b"12346")
     with pytest.raises(CheckpointError, match=r"weights is damaged.*git checkout"):
         check_provenance(tmp_path)

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 Row = Mapping[str, Any]
+UNREADABLE = (ValueError, RecursionError)  # of JSON: wrong, a number with too many digits, too deep
 
 
 class DataError(ValueError):
@@ -40,7 +41,7 @@ def file_rows(path: str | Path) -> Rows:
         if path.suffix == ".json" and text.lstrip().startswith("["):
             return enumerate(json.loads(text), 1)
         return list(_csv_rows(text) if path.suffix == ".csv" else _jsonl_rows(text))
-    except (ValueError, OSError, csv.Error) as error:
+    except (*UNREADABLE, OSError, csv.Error) as error:
         raise DataError(f"{path}: not a readable {path.suffix[1:]} file ({error})") from None
 
 
@@ -50,8 +51,8 @@ def _jsonl_rows(text: str) -> Rows:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, RowError(f"not JSON: {error.msg} at column {error.colno}")
+            except UNREADABLE as error:
+                yield number, RowError("not JSON: " + str(error).replace(": line 1 column", " at column"))
 
 
 def _csv_rows(text: str) -> Rows:
@@ -64,5 +65,5 @@ def _csv_rows(text: str) -> Rows:
             if "" in row or None in row.values():
                 raise RowError(f"not as many cells as the header has ({len(reader.fieldnames or ())})")
             yield start, row | {name: json.loads(row[name]) for name in row.keys() & {"choices", "options"}}
-        except ValueError as error:
+        except UNREADABLE as error:
             yield start, RowError(f"not CSV: {error}")
