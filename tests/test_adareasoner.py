@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from dataclasses import fields
 
 import numpy as np
@@ -22,9 +23,11 @@ from lib.bandit.learner import (
     released_loss,
     zscores,
 )
-from lib.bandit.llms import Request
+from lib.bandit.llms import LocalLLM, Request, ServerLLM
 from lib.bandit.training import BanditConfig, BanditTrainer, NoAnswersError
 from lib.dial.surface import Surface
+from lib.engines.server import ChatServer
+from lib.policies.load import load_policy
 from lib.runs import HeldError, start_run
 from lib.studies import simulated_surface
 from lib.studies.off_policy import action_probabilities
@@ -254,7 +257,7 @@ class Probe:
     """An environment that counts its calls; `fail` may say which answers get lost."""
 
     def __init__(self, surface, *, fail=lambda call: None):
-        self.surface, self.fail, self.calls = surface, fail, 0
+        self.surface, self.fail, self.calls, self.setting = surface, fail, 0, surface.setting
 
     def __call__(self, questions, actions, seed):
         self.calls += 1
@@ -263,8 +266,9 @@ class Probe:
         return rewards if lost is None else torch.where(lost, math.nan, rewards)
 
 
-def make(run=None, fail=lambda call: None, **options):
+def make(run=None, fail=lambda call: None, flipped=False, **options):
     embeddings, surface = simulated_surface.simulated_surface(SMALL, seed=2, questions=20)
+    surface = Surface(1 - surface.values, surface.contexts) if flipped else surface
     torch.manual_seed(0)
     config = BanditConfig(**{"updates": 12, "batch_size": 8, "save_every": 4, **options})
     environment = Probe(surface, fail=fail)
@@ -295,18 +299,37 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
 
 
 def test_ctrl_c_saves_and_the_same_call_goes_on():
+    """While the environment is asked it does not wait for the reply: nothing is learnt before."""
     run = start_run("t", "cpu", {})
 
     def interrupt(call):
         if call == 3:
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
 
     trainer, _ = make(run, fail=interrupt)
-    with pytest.raises(KeyboardInterrupt, match="saved at update 3"):
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt, match="saved at update 2"):
         trainer.train()
+    assert time.monotonic() - begun < 10
     again, environment = make(run)
     again.train()
-    assert again.step == 12 and environment.calls == 9
+    whole, _ = make()
+    whole.train()
+    assert again.step == 12 and environment.calls == 10 and torch.equal(weights(again), weights(whole))
+
+
+def test_ctrl_c_between_two_questions_waits_for_the_update(monkeypatch):
+    run = start_run("t", "cpu", {})
+    trainer, _ = make(run)
+    record = trainer._record
+    stops = iter([False, True])
+    monkeypatch.setattr(
+        trainer, "_record", lambda *a: (next(stops) and os.kill(os.getpid(), signal.SIGINT), record(*a))[1]
+    )
+    with pytest.raises(KeyboardInterrupt, match="saved at update 2"):
+        trainer.train()
+    assert make(run)[0].step == 2 and len(run.metrics()) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -316,10 +339,10 @@ def test_a_scheduler_that_ends_a_job_loses_no_update(number, monkeypatch):
     monkeypatch.setattr("lib.bandit.training.signal.raise_signal", ended.append)
     before = signal.signal(number, signal.SIG_DFL)
     trainer, _ = make(run, fail=lambda call: os.kill(os.getpid(), number) if call == 3 else None)
-    with pytest.raises(KeyboardInterrupt, match="saved at update 3"):
+    with pytest.raises(KeyboardInterrupt, match="saved at update 2"):
         trainer.train()
     assert ended == [number] and signal.signal(number, before) == signal.SIG_DFL
-    assert make(run)[0].step == 3
+    assert make(run)[0].step == 2
 
 
 def test_a_kill_before_the_first_save_leaves_no_rows_behind(monkeypatch):
@@ -430,3 +453,72 @@ def test_another_configuration_does_not_resume_the_checkpoint_of_the_last(capsys
     expected, _ = make(learning_rate=0.1)
     expected.train()
     assert torch.equal(weights(changed), weights(expected)) and changed.decisions == expected.decisions
+
+
+def test_another_environment_is_another_training_and_the_last_one_comes_back(capsys):
+    run = start_run("t", "cpu", {})
+    first, _ = make(run)
+    first.train()
+    assert "is used" not in capsys.readouterr().out
+    changed, environment = make(run, flipped=True)
+    assert changed.step == 0 and "(environment " in capsys.readouterr().out
+    changed.train()
+    expected, _ = make(flipped=True)
+    expected.train()
+    assert environment.calls == 12 and torch.equal(weights(changed), weights(expected))
+    again, environment = make(run)
+    assert "trained before, on" in capsys.readouterr().out and again.train() == first.history
+    assert environment.calls == 0 and torch.equal(weights(again), weights(first))
+
+
+class Replies:
+    """A frozen LLM that is known by a name."""
+
+    def __init__(self, name="m"):
+        self.setting = name
+
+    def ask(self, requests):
+        return [request.prompt for request in requests]
+
+
+def an_environment(**changed):
+    def reward(question, reply):
+        return float(len(reply) > len(question))
+
+    given = {"llm": Replies(), "questions": ["q0", "q1"], "action_space": SMALL, "reward": reward}
+    return LLMEnvironment(**given | {"render": lambda q, a: f"{q} {a.instruction} {a.steps}"} | changed)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"llm": Replies("another")},
+        {"questions": ["q0", "q2"]},
+        {"questions": ["q0"]},
+        {"action_space": ActionSpace(("a", "b", "d"), (0.0, 0.5), (1, 2, 4, 8))},
+        {"action_space": ActionSpace(("a", "b", "c"), (0.0, 0.7), (1, 2, 4, 8))},
+        {"render": lambda question, action: f"{question} {action.instruction} {action.steps}!"},
+        {"reward": lambda question, reply: 1.0},
+        {"samples": 2},
+    ],
+)
+def test_whatever_decides_a_reward_is_in_the_setting_of_the_environment(changed):
+    assert an_environment().setting == an_environment().setting != an_environment(**changed).setting
+
+
+def test_frozen_llms_say_what_they_are(tmp_path):
+    servers = [ChatServer("http://x/v1", name, tmp_path) for name in ("m", "n")]
+    made = [ServerLLM(servers[0]), ServerLLM(servers[1]), ServerLLM(servers[0], max_tokens=9)]
+    made += [ServerLLM(servers[0], top_p=0.5)]
+    made += [LocalLLM(load_policy("dial-llm"), max_new_tokens=room) for room in (160, 9)]
+    made += [LocalLLM(load_policy("dial-sft"))]
+    assert len({str(llm.setting) for llm in made}) == len(made)
+    moved = ServerLLM(ChatServer("http://elsewhere/v1", "m", tmp_path))
+    assert moved.setting == made[0].setting  # the same model may move
+    assert LocalLLM(load_policy("dial-llm")).setting == made[4].setting
+
+
+def test_an_environment_that_nothing_describes_is_refused():
+    run, (trainer, _) = start_run("t", "cpu", {}), make()
+    with pytest.raises(ValueError, match="give it an attribute `setting`"):
+        BanditTrainer(trainer.policy, trainer.embeddings, Replies().ask, run=run)

@@ -124,6 +124,17 @@ def test_a_judge_is_the_reward_and_stands_beside_exact_match():
     )
 
 
+def test_another_judge_or_reader_is_another_training():
+    def judge(prompts, completions, answer, kind):
+        return [1.0 for _ in completions]
+
+    llm = Counted()
+    llm.setting = "m"
+    made = [contest(llm), contest(llm, judge=judge), contest(llm, read=lambda reply: reply)]
+    settings = [one.world(one.train).setting["reward"] for one in made]
+    assert settings[0] not in settings[1:] and settings[1] != settings[2]
+
+
 def test_the_election_and_its_ties():
     made = contest(Counted())
     assert made._elect(["Answer: 1", "Answer: 2 ", "no", "Answer: 2"]) == "Answer: 2 "

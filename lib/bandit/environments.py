@@ -9,10 +9,15 @@ import torch
 
 from lib.bandit.actions import Action, ActionSpace
 from lib.bandit.llms import CUT, LLM, Request
+from lib.checked import identity
+from lib.runs import digest
 
 
 class Environment(Protocol):
-    """Asks the frozen LLM: questions (B,) and actions (B,) as indices -> rewards (B,), NaN for no answer."""
+    """Asks the frozen LLM: questions (B,) and actions (B,) as indices -> rewards (B,), NaN for no answer.
+
+    What `identity` finds of it, as its `setting`, decides the rewards: another is another training.
+    """
 
     def __call__(self, questions: torch.Tensor, actions: torch.Tensor, seed: int) -> torch.Tensor: ...
 
@@ -32,6 +37,16 @@ class LLMEnvironment:
     render: Callable[[Any, Action], str]
     reward: Callable[[Any, str], float]
     samples: int | None = None
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """All that decides the rewards: LLM and reward, and digests of questions, actions and prompts."""
+        actions = [self.action_space.decode(index) for index in range(self.action_space.size)]
+        prompts = [self.render(self.questions[0], action) for action in actions]
+        prompts += [self.render(question, actions[0]) for question in self.questions]
+        shared = {"llm": identity(self.llm), "reward": identity(self.reward), "samples": self.samples}
+        kept = {"questions": list(map(repr, self.questions)), "actions": actions, "prompts": prompts}
+        return shared | {name: digest(value) for name, value in kept.items()}
 
     def __call__(self, questions: torch.Tensor, actions: torch.Tensor, seed: int) -> torch.Tensor:
         replies = self.ask(questions, actions, seed)

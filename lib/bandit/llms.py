@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from lib.engines.ask import Policy, as_engine, respond
 from lib.engines.base import Sampling
 from lib.engines.server import ChatServer
+from lib.policies.load import fingerprint
 from lib.runs import KeptLines
 
 
@@ -45,6 +46,9 @@ class LocalLLM:
 
     def __init__(self, policy: Policy, *, max_new_tokens: int = 160, cache: Path | None = None):
         self.engine, self.max_new_tokens = as_engine(policy), max_new_tokens
+        model = getattr(self.engine, "model", self.engine)
+        weights = fingerprint(str(getattr(model, "name_or_path", model)))
+        self.setting = {"model": weights, "max_new_tokens": max_new_tokens}
         self.cache = KeptLines(cache) if cache is not None else None
         stored = self.cache.read() if self.cache else []
         self.replies: dict[Request, str | None] = {
@@ -78,6 +82,11 @@ class ServerLLM:
     server: ChatServer
     max_tokens: int = 1024
     top_p: float = 0.1  # the paper's value
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What decides the replies; not the address, for the same model may move."""
+        return {"model": self.server.model, "max_tokens": self.max_tokens, "top_p": self.top_p}
 
     def bodies(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
         """What is sent for each request."""

@@ -34,7 +34,7 @@ from lib.bandit.learner import (
     released_loss,
     zscores,
 )
-from lib.checked import Range, check_fields
+from lib.checked import Range, check_fields, identity
 from lib.runs import STOPPING, Run, digest, write_atomically
 
 
@@ -88,8 +88,8 @@ class BanditTrainer:
     """Trains a policy on questions, given by their embeddings (N, D), with the rewards of an environment.
 
     Every decision is kept with its propensity. Given a run, it saves and resumes: all randomness comes from
-    the seed and the number of the update, so a resumed run is the same run. Another configuration, policy or
-    set of questions starts anew, and what the last one left is kept (`Run.claim`).
+    the seed and the number of the update, so a resumed run is the same run. Another configuration, policy,
+    set of questions or environment starts anew, and what the last one left is kept (`Run.claim`).
     """
 
     def __init__(
@@ -108,11 +108,12 @@ class BanditTrainer:
         self.decisions: list[dict[str, Any]] = []
         self._last_rewards = defaultdict[int, deque[float]](lambda: deque(maxlen=config.question_window))
         self.history: list[dict[str, float]] = []
-        self.stopped_by = 0
+        self.stopped_by, self._asking = 0, False
         if run is not None:
             start = {"policy": digest(dict(policy.state_dict())), "embeddings": digest(embeddings)}
             with run.alone():
-                run.claim(asdict(config) | start, say=print)
+                start["environment"] = identity(environment)
+                self.finished = run.claim(asdict(config) | start, say=print) is not None
                 self._load(run)
 
     def train(
@@ -120,7 +121,8 @@ class BanditTrainer:
     ) -> list[dict[str, float]]:
         """Run the updates that are left, a row each.
 
-        Ctrl-C saves and raises KeyboardInterrupt; SIGTERM and SIGHUP save and end the process.
+        Ctrl-C saves and raises KeyboardInterrupt; SIGTERM and SIGHUP save and end the process. None waits for
+        the environment's reply.
         """
         last = min(stop_at or self.config.updates, self.config.updates)
         begun = time.monotonic()
@@ -136,8 +138,14 @@ class BanditTrainer:
                         )
                     if self.step % self.config.save_every == 0:
                         self.save()
+            except KeyboardInterrupt:
+                if not self.stopped_by:
+                    raise
             finally:
+                self._asking = False
                 self.save()
+        if self.run is not None and not self.finished and self.step == self.config.updates:
+            self.run.keep({"updates": self.step})
         if self.stopped_by:
             saved = f"saved at update {self.step}; the same call goes on from there"
             if self.stopped_by != signal.SIGINT:
@@ -157,7 +165,9 @@ class BanditTrainer:
         questions = torch.randint(len(self.embeddings), (config.batch_size,), generator=generator)
         embeddings = self.embeddings[questions]
         chosen = choose(self.policy, embeddings, heads=config.heads, temperature=tau, seed=seed)
+        self._asking = True  # nothing is learnt before the reply
         rewards = self.environment(questions, chosen.actions, seed)
+        self._asking = False
         answered = ~rewards.isnan()
         if not answered.any():
             raise NoAnswersError(
@@ -283,10 +293,12 @@ class BanditTrainer:
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """A signal ends training after the update under way; it reaches no thread but the main one."""
+        """A signal ends training, after an update that learns; it reaches no thread but the main one."""
 
         def stop(number: int, frame: Any) -> None:
             self.stopped_by = number
+            if self._asking:
+                raise KeyboardInterrupt
 
         self.stopped_by, old = 0, {}
         if threading.current_thread() is threading.main_thread():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lib.runs import digest
+
 
 class Surface:
     """A response surface: the expected reward of every action in every context is known, so is regret.
@@ -17,6 +19,11 @@ class Surface:
         if contexts.max() >= len(values):
             raise ValueError(f"contexts name row {contexts.max()}, but values has {len(values)} rows")
         self.values, self.contexts = values, contexts
+
+    @property
+    def setting(self) -> str:
+        """What tells this surface from others (`lib.checked.identity`)."""
+        return digest([self.values, self.contexts])
 
     def expected(self, questions: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """The expected reward of actions (B,) on questions (B,)."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import pipeline
 
+from lib.policies.load import fingerprint
+
 Judge = Callable[..., list[float]]
 REWARD_MODEL = "OpenAssistant/reward-model-deberta-v3-large-v2"  # the paper's
 
@@ -28,6 +30,7 @@ class RewardModelJudge:
         fitting = {"truncation": "longest_first", "max_length": window}  # for a reference that is too long
         options = fitting | {"function_to_apply": "sigmoid", "batch_size": batch_size}
         self.scorer, self.window = pipeline("text-classification", model=name_or_path, **options), window
+        self.setting = [fingerprint(name_or_path), window]  # for `lib.checked.identity`
         if (labels := self.scorer.model.config.num_labels) != 1:
             raise ValueError(f"{name_or_path} has {labels} labels; a reward model has one")
 

@@ -22,6 +22,7 @@ from lib.bandit.environments import LLMEnvironment
 from lib.bandit.learner import ConfigurationPolicy, choose
 from lib.bandit.llms import CUT, LLM, Request, ServerLLM
 from lib.bandit.training import BanditConfig, BanditTrainer
+from lib.checked import identity
 from lib.engines.server import ChatServer
 from lib.runs import Run, located
 from lib.sources.loading import load
@@ -131,7 +132,12 @@ class Contest:
 
     def world(self, tasks: Sequence[Task]) -> LLMEnvironment:
         """The frozen LLM asked about these questions."""
-        return LLMEnvironment(self.llm, tasks, self.space, self.render, self.reward)
+
+        def reward(task: Task, reply: str) -> float:
+            return self.reward(task, reply)
+
+        reward.setting = identity(self.judge or self.read)  # type: ignore[attr-defined]
+        return LLMEnvironment(self.llm, tasks, self.space, self.render, reward)
 
     def reward(self, task: Task, reply: str) -> float:
         """Of one reply, in [0, 1]."""

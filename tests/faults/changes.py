@@ -23,7 +23,13 @@ CHANGED: dict[str, list[dict[str, Any]]] = {
     "Ada-GRPO": [{"learning_rate": 1e-3}, {"seed": 7}, {"temperature": 0.6}, {"prompts": 4}],
     "AdaptThink": [{"learning_rate": 1e-3}, {"seed": 7}, {"delta": 0.5}, {"variant": "token"}],
     "pre-training": [{"learning_rate": 1e-2}, {"seed": 7}, {"documents_per_step": 6}],
-    "bandit": [{"learning_rate": 0.1}, {"seed": 7}, {"baseline": "mean"}, {"entropy_bonus": 0.5}],
+    "bandit": [
+        {"learning_rate": 0.1},
+        {"seed": 7},
+        {"baseline": "mean"},
+        {"entropy_bonus": 0.5},
+        {"rewarded": 1},
+    ],
     "reference samples": [{"temperature": 0.6}, {"seed": 7}, {"samples": 2}],
 }
 MODELS = ("another model", "another model in its place")

@@ -16,13 +16,17 @@ SPACE = ActionSpace(("a", "b", "c"), (0.0, 0.5), (1, 2, 4, 8))
 
 
 def bandit(folder: Path, model: str, changes: dict[str, Any], wait: float = 0.0) -> list[dict[str, float]]:
-    """Its LLM takes `wait` seconds to answer."""
+    """Its LLM takes `wait` seconds to answer; `rewarded` is the remainder that earns the reward."""
+    rewarded = changes.get("rewarded", 0)
+    changes = {name: value for name, value in changes.items() if name != "rewarded"}
     embeddings = torch.randn(20, 16, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(0)
 
     def slowly(questions: torch.Tensor, actions: torch.Tensor, seed: int) -> torch.Tensor:
         time.sleep(wait)
-        return ((questions + actions) % 3 == 0).float()
+        return ((questions + actions) % 3 == rewarded).float()
+
+    slowly.setting = ["remainder", rewarded]  # type: ignore[attr-defined]
 
     config = BanditConfig(**{"updates": 100, "batch_size": 8, "save_every": 20} | changes)
     trainer = BanditTrainer(ConfigurationPolicy(16, SPACE), embeddings, slowly, config, Run(folder, {}))
