@@ -1,13 +1,19 @@
 """Engines: token ids in, token ids out; whoever asks in words gets the same from each of them."""
 
 import json
-from contextlib import contextmanager
+import os
+import signal
+import socket
+import socketserver
+import time
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
-from threading import Thread
+from threading import Thread, Timer
 
 import pytest
 from chat_server import transformers_serving
+from faults.hostile_server import broken_transport
 
 from lib.dial import (
     WORLDS,
@@ -197,10 +203,135 @@ def test_a_server_that_fails_says_so_and_what_came_before_is_kept(engine, monkey
     with completing(lambda body: (401, works) if body["max_tokens"] == 9 else (200, works)) as (url, seen):
         kept = Kept(ServerEngine(url, "m", engine.tokenizer, retries=0), tmp_path / "kept.jsonl", at_once=2)
         requests = [Request((1,), max_new_tokens=room, key=("t", room)) for room in (5, 6, 9)]
-        with pytest.raises(ServerError, match=r"gives no completion: .*401.*Check the address, the key"):
+        with pytest.raises(ServerError, match=r"gives no completion.*: .*401.*Check the address, the key"):
             kept.generate(requests, Sampling())
         asked = len(seen)
         assert len(kept.generate(requests[:2], Sampling())) == 2 and len(seen) == asked
+
+
+@pytest.fixture
+def asked_of(engine, monkeypatch):
+    """A `ServerEngine` with a key at an address, and one request for it."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("A_KEY", "sk-very-secret")
+    monkeypatch.setattr("lib.engines.server.LONGEST_WAIT", 0.05)
+
+    def ask(url, rooms=(5,), **options):
+        given = {"key_variable": "A_KEY", "timeout": 2.0, "retries": 1, **options}
+        server = ServerEngine(url, "m", engine.tokenizer, **given)
+        return server.generate([Request((1,), max_new_tokens=room) for room in rooms], Sampling())
+
+    return ask
+
+
+def text_of(word, **fields):
+    return {"text": word, "finish_reason": "stop", "index": 0, **fields}
+
+
+def test_nobody_at_a_servers_address_ends_soon(asked_of):
+    begun = time.monotonic()
+    with pytest.raises(ServerError, match=r"nobody is there: .*Check the address"):
+        asked_of("http://127.0.0.1:9/v1", range(1, 300), retries=5)
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("a body that drips", "no complete reply within 2 s"),
+        ("a body that stalls", "no complete reply within 2 s"),
+        ("a head that drips", "no complete reply within 2 s"),
+        ("a body without end", "(more than|no complete reply)"),
+        ("a bomb", "more than"),
+        ("an end in the body", "no completion"),
+        ("noise", "no completion"),
+    ],
+    ids=lambda fault: fault[0],
+)
+def test_a_servers_broken_reply_ends_within_its_time_and_its_size(fault, asked_of):
+    name, said = fault
+    play = broken_transport()[name]
+    with listening(play) as url:
+        begun = time.monotonic()
+        with pytest.raises(ServerError, match=rf"no completion for 1 of 1 requests: .*{said}.* \(1 tries\)"):
+            asked_of(url, retries=0)
+        assert time.monotonic() - begun < 8
+
+
+@contextmanager
+def listening(play):
+    """An address where every request gets these bytes, or what plays them."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            with suppress(OSError):
+                self.request.recv(2**16)
+                play(self.request, {}) if callable(play) else self.request.sendall(play)
+                self.request.shutdown(socket.SHUT_WR)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        text_of("7", finish_reason="abort"),
+        text_of(None),
+        text_of("7", token_ids=["a"]),
+        text_of("7", token_ids=7),
+        text_of("7", logprobs=[1]),
+        None,
+        [],
+    ],
+)
+def test_a_completion_that_is_none_is_asked_for_again(wrong, asked_of):
+    seen = []
+
+    def reply(body):
+        seen.append(body["max_tokens"])
+        return 200, wrong if body["max_tokens"] == 6 and seen.count(6) == 1 else text_of("7")
+
+    with completing(reply) as (url, _):
+        assert len(asked_of(url, (5, 6, 8))) == 3 and sorted(seen) == [5, 6, 6, 8]
+
+
+def test_one_completion_that_cannot_be_had_takes_no_other_with_it(engine, asked_of):
+    broken = [6]
+
+    def reply(body):
+        return (503, "asleep") if body["max_tokens"] in broken else (200, text_of("7"))
+
+    requests = [Request((1,), max_new_tokens=room) for room in (5, 6, 8)]
+    with completing(reply) as (url, seen):
+        server = ServerEngine(url, "m", engine.tokenizer, retries=1)
+        with pytest.raises(ServerError, match=r"for 1 of 3 requests: HTTP 503: .*asleep.* \(2 tries\)"):
+            server.generate(requests, Sampling())
+        assert len(seen) == 4
+        broken.clear()
+        assert len(server.generate(requests, Sampling())) == 3 and len(seen) == 5  # one alone is sent
+        server.generate(requests, Sampling())
+        assert len(seen) == 8  # what was given is not kept
+
+
+def test_a_completion_servers_words_come_without_the_key(asked_of):
+    refusing = completing(lambda body: (400, "wrong key sk-very-secret"))
+    with refusing as (url, _), pytest.raises(ServerError, match=r"wrong key \[key\]"):
+        asked_of(url)
+
+
+def test_ctrl_c_ends_a_call_of_a_completion_server(asked_of):
+    with listening(broken_transport()["nothing at all"]) as url:
+        Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            asked_of(url, range(1, 20), timeout=60.0)
+        assert time.monotonic() - begun < 5
 
 
 def test_an_engine_by_name():

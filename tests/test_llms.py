@@ -171,9 +171,37 @@ def test_ctrl_c_does_not_wait_for_the_retries(tmp_path):
         assert "was destroyed" not in errors
 
 
-def test_nobody_there_is_a_problem_not_an_answer(tmp_path):
-    (reply,) = client("http://127.0.0.1:9/v1", tmp_path, retries=1).ask(requests("p"), show=lambda _: None)
+def test_nobody_there_ends_soon_and_one_who_answered_before_is_waited_for(tmp_path):
+    begun, asked = time.monotonic(), requests(*map(str, range(30)))
+    nobody = ChatServer("http://127.0.0.1:9/v1", "m", tmp_path)  # its retries would take 36 s
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/v1.*nobody is there: .*Check the address"):
+        nobody.ask(asked, show=lambda _: None)
+    assert time.monotonic() - begun < 5
+    with serving(lambda *_: (200, completion("x"))) as (url, *_):
+        client(url, tmp_path).ask(asked[:1], show=lambda _: None)
+    (reply,) = client(url, tmp_path, retries=1).ask(asked[1:2], show=lambda _: None)
     assert reply.text is None and "(2 tries)" in reply.problem
+
+
+def test_a_server_that_is_gone_for_a_while_is_waited_for(tmp_path):
+    port = []
+
+    def once(prompt, _):
+        return 200, completion(prompt)
+
+    with serving(once) as (url, *_):
+        port.append(int(url.split(":")[-1].split("/")[0]))
+        server = client(url, tmp_path, retries=8, backoff=0.1)
+        server.ask(requests("first"), show=lambda _: None)
+    found = []
+    asking = threading.Thread(
+        target=lambda: found.extend(server.ask(requests("second"), show=lambda _: None))
+    )
+    asking.start()
+    time.sleep(0.7)
+    with serving(once, port[0]):
+        asking.join(20)
+    assert [reply.text for reply in found] == ["second"]
 
 
 def test_a_request_that_is_wrong_is_not_tried_again(tmp_path):

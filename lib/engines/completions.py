@@ -1,19 +1,18 @@
 """A server that continues token ids, as an engine: `/v1/completions` of vLLM, SGLang and others."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, field, replace
+from operator import index
 from typing import Any
 
-import openai
 from transformers import PreTrainedTokenizerBase
 
 from lib.engines.base import NEVER, Completion, Request, Sampling, first_alone, request_seeds
-from lib.engines.server import KEY_VARIABLE, ServerError, address, check_address
+from lib.engines.server import CUT, Server, ServerError
 
 
-@dataclass(eq=False, repr=False)
-class ServerEngine:
+@dataclass(frozen=True, eq=False, repr=False)
+class ServerEngine(Server):
     """An engine behind `/v1/completions`, as vLLM, SGLang and llama.cpp serve it.
 
     Prompts are sent as token ids, or with `as_text` as text (`transformers serve` takes nothing else). Where
@@ -21,59 +20,52 @@ class ServerEngine:
     keep what was generated.
     """
 
-    url: str
-    model: str
     tokenizer: PreTrainedTokenizerBase
-    _: KW_ONLY
-    key_variable: str = KEY_VARIABLE
-    as_text: bool = False
-    workers: int = 256  # requests at once, which vLLM puts into batches
-    timeout: float = 600.0
-    retries: int = 5
-
-    def __post_init__(self) -> None:
-        check_address(self.url, self.key_variable)
-        named = address(self.url, self.key_variable, self.timeout)
-        http = openai.DefaultHttpxClient(follow_redirects=False)  # the key is for this server
-        self.client = openai.OpenAI(**named, max_retries=self.retries, http_client=http)
+    as_text: bool = field(default=False, kw_only=True)
+    workers: int = field(default=256, kw_only=True)  # requests at once, which vLLM puts into batches
+    timeout: float = field(default=600.0, kw_only=True)
+    endpoint = "completions"
+    drawn: dict[Any, Completion] = field(default_factory=dict, init=False)  # by a call that failed
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion for each request, in order; ServerError where one cannot be had."""
-        pool = ThreadPoolExecutor(self.workers)
+        """One completion for each request, in order; ServerError where one cannot be had.
 
-        def draw(some: Sequence[Request]) -> list[Completion]:
-            seeds = request_seeds(some, sampling.seed)
-            return list(pool.map(lambda one, seed: self._complete(one, sampling, seed), some, seeds))
+        Asked again, only those that could not be had are sent.
+        """
+        return first_alone(requests, lambda some: self._draw(some, sampling))
 
-        try:
-            return first_alone(requests, draw)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def _draw(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        seeds = request_seeds(requests, sampling.seed)
+        names = [(one, sampling, seed) for one, seed in zip(requests, seeds, strict=True)]
+        bodies = {name: self._body(*name) for name in names if name not in self.drawn}
 
-    def _complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
-        start: Any = [*request.prompt_ids, *request.forced_ids]
+        def keep(name: tuple[Request, Sampling, int], reply: Completion) -> None:
+            self.drawn[name] = replace(reply, ids=(*name[0].forced_ids, *reply.ids))
+
+        if failures := self.fetch(bodies, keep):
+            problem = f"{len(failures)} of {len(bodies)} requests: {next(iter(failures.values()))}"
+            remedy = "Check the address, the key and the model; asked again, only those are sent."
+            raise ServerError(f"{self.url} gives no completion for {problem}. {remedy}")
+        return [self.drawn.pop(name) for name in names]
+
+    def _body(self, request: Request, sampling: Sampling, seed: int) -> dict[str, Any]:
         if self.as_text and request.never_first:
             raise ServerError(f"{self.url} takes text alone, so it cannot keep tokens from coming first")
+        start: Any = [*request.prompt_ids, *request.forced_ids]
         barred = dict.fromkeys(map(str, request.never_first), NEVER)
         by_id = {"return_token_ids": True, "logprobs": 0, "logit_bias": barred}
-        try:
-            answer = self.client.completions.create(
-                model=self.model,
-                prompt=self.tokenizer.decode(start) if self.as_text else start,
-                max_tokens=request.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=seed % 2**31,
-                extra_body={} if self.as_text else by_id,
-            )
-            choice = answer.choices[0]
-        except (openai.OpenAIError, IndexError, TypeError) as error:
-            raise ServerError(
-                f"{self.url} gives no completion: {error}. Check the address, the key and the model."
-            ) from error
-        truncated, ids = choice.finish_reason == "length", getattr(choice, "token_ids", None)
+        return ({} if self.as_text else by_id) | {
+            "prompt": self.tokenizer.decode(start) if self.as_text else start,
+            "max_tokens": request.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": seed % 2**31,
+        }
+
+    def _read(self, choice: Any, usage: Any) -> Completion:
+        truncated, ids = choice.get("finish_reason") in CUT, choice.get("token_ids")
         if ids is None:
-            ids = self.tokenizer(choice.text, add_special_tokens=False).input_ids
+            ids = self.tokenizer(choice["text"], add_special_tokens=False).input_ids
             ids += [] if truncated else [self.tokenizer.eos_token_id]
-        log_probs = choice.logprobs and tuple(choice.logprobs.token_logprobs or ())
-        return Completion((*request.forced_ids, *ids), truncated, log_probs or None)
+        log_probs = (choice.get("logprobs") or {}).get("token_logprobs")
+        return Completion(tuple(map(index, ids)), truncated, tuple(log_probs) if log_probs else None)
