@@ -133,6 +133,23 @@ def test_every_run_of_adaptthink_says_where_it_comes_from():
         assert record["command"].startswith("python -m lib.studies.trainings 05 ")
 
 
+def test_a_larger_margin_lets_rft_skip_more_and_be_right_less():
+    """Three runs a margin, paired by question."""
+    low, high = thinking_answers.balanced("rft_0"), thinking_answers.balanced("rft_0.5")
+    assert low["seed"].nunique() == high["seed"].nunique() == 3
+    assert high["skips"].mean() > low["skips"].mean() + 0.05
+    assert thinking_tables.difference("rft_0.5", "rft_0")[2] < 0
+
+
+def test_two_runs_are_two_lines_without_a_band():
+    lines = thinking_tables.runs_apart(
+        thinking_answers.read_answers("adaptthink", "beyond_reach"), "beyond_reach"
+    )
+    pooled = lines["method"] == "adaptthink"
+    assert set(lines["method"]) == {"adaptthink", "beyond_reach 0", "beyond_reach 1"}
+    assert lines["skips_low"].notna().eq(pooled).all() and lines["skips"].notna().all()
+
+
 def test_seeds_have_their_own_questions_and_reference_samples():
     stored = [read_json(thinking_answers.PLACE / "reference" / f"seed_{k}.json")["right"] for k in range(5)]
     assert all(len(right) > 600 and max(right.values()) <= 16 for right in stored)

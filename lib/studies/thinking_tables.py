@@ -53,6 +53,11 @@ def claimed(ours: str = "adaptthink", theirs: str = "thinking") -> dict[str, Int
     }
 
 
+def difference(ours: str, theirs: str) -> Interval:
+    """The accuracy of one method less that of another, paired by question."""
+    return bootstrap_paired(balanced(ours), balanced(theirs), "correct", draws=DRAWS)
+
+
 def claims(ours: str = "adaptthink", theirs: str = "thinking") -> pd.DataFrame:
     """The same as a table: what was asked for, what was found, and whether it holds: of the estimate, and at
     both ends of its interval.
