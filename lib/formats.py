@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from unicodedata import category
 
 
 class ReasoningFormat(StrEnum):
@@ -26,6 +27,7 @@ class ReasoningFormat(StrEnum):
 
 _TAGS = {ReasoningFormat.DIRECT: "ANSWER", ReasoningFormat.SHORT_COT: "COT"}  # others: their names
 _ANY_TAG = re.compile(r"</?(?:" + "|".join(format.tag for format in ReasoningFormat) + r")>")
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs in which nothing is to be seen
 _FORMAT_OF_TAG = {f"<{format.tag}>": format for format in ReasoningFormat}
 
 # The order in which ARM's released code tries the tags; all of them may stand in one text.
@@ -90,7 +92,7 @@ def parse_response(text: str) -> ParsedResponse:
         problem = f"text between </{format.tag}> and <ANSWER>"
     elif not answer:
         problem = "the answer is empty"
-    elif format is not ReasoningFormat.DIRECT and not any(map(str.isprintable, rationale)):
+    elif format is not ReasoningFormat.DIRECT and not _is_visible(rationale):
         problem = "the rationale is empty"
     return ParsedResponse(format, rationale, answer or None, problem is None, problem)
 
@@ -126,13 +128,12 @@ def parse_response_like_arm(text: str) -> ParsedResponse:
 
 def _tag_problem(found: list[str], expected: list[str]) -> str:
     """Name the first thing wrong with a sequence of tags."""
-    foreign = [tag for tag in found if tag not in expected]
-    missing = [tag for tag in expected if tag not in found]
-    repeated = [tag for tag in expected if found.count(tag) > 1]
-    if foreign:
-        return f"{foreign[0]} does not belong in a response that opens with {expected[0]}"
-    if missing:
-        return f"{missing[0]} is missing"
-    if repeated:
-        return f"{repeated[0]} stands more than once"
-    return f"the tags come in the wrong order: {' '.join(found)}"
+    foreign = "{} does not belong in a response that opens with {}".format
+    problems = [foreign(tag, expected[0]) for tag in found if tag not in expected]
+    problems += [f"{tag} is missing" for tag in expected if tag not in found]
+    problems += [f"{tag} stands more than once" for tag in expected if found.count(tag) > 1]
+    return [*problems, f"the tags come in the wrong order: {' '.join(found)}"][0]
+
+
+def _is_visible(text: str) -> bool:
+    return any(category(character)[0] in "LNPS" and character not in _BLANK for character in text)
