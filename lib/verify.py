@@ -6,10 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Literal
+
+import yaml
 
 from lib.formats import find_answer_like_arm, parse_response, parse_response_like_arm
 
@@ -30,11 +34,10 @@ def is_correct(prediction: str | None, reference: str, kind: Kind = "number") ->
         the end: 3. = 3. An exponent of up to three digits is allowed, as Python prints 1e-05. A word,
         even a unit, makes it no number.
     latex: one expression, bare or in $..$, \\(..\\), \\[..\\] or \\boxed{..}, compared by math-verify to
-        12 decimals. `x = 5` is 5; a chain or an equation without a variable is no answer. A unit is
-        one word in \\text, and that of the reference where it has one; number words, bases, primes and
-        approximations must stand in both; \\{1,2\\} is not (1,2). math-verify takes 50\\% for 50 and for 0.5.
-        What takes longer than `TIME_LIMIT_S` is wrong. Safe in threads; POSIX only; the first call
-        starts a process (0.3 s).
+        12 decimals. `x = 5` is 5; a chain or an equation without a variable is no answer. A unit is that
+        of the reference, or of data/latex.yaml where one has none; \\{1,2\\} is not (1,2). What that file
+        does not name is right only as the reference writes it. 50\\% is 50, and 0.5; `50 percent` is 50.
+        What takes longer than `TIME_LIMIT_S` is wrong. Safe in threads; POSIX only; starts a process (0.3 s).
     choice: one capital letter, bare or in parentheses: B or (B), not `B.`, `b` or `B) the sea`.
     text: equal up to case and whitespace.
 
@@ -169,77 +172,111 @@ def _yes_or_no(text: str) -> str:
 
 
 # ---- LaTeX -------------------------------------------------------------------------------------
+# math-verify drops what it does not know. So it gets no more than data/latex.yaml names, and no unit;
+# all else is right where it is written as in the reference.
 
+_LISTS = yaml.safe_load((Path(__file__).parents[1] / "data" / "latex.yaml").read_text(encoding="utf-8"))
+_SYMBOL, _NAME, _COMMAND = ("|".join(_LISTS[key].split()) for key in ("symbols", "names", "commands"))
 _WRAPPINGS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\boxed{", "}"))
 _SECOND = re.compile(r"\\boxed|(?<!\\)(?:\$|\\[()\[\]])")  # what is left of a second expression
-_TEXT = re.compile(r"\\(?:text|mbox|hbox|math|operatorname)[a-z]*\s*\{([^{}]*)\}(?:\s*\^\s*\{?([23]))?")
-_GROUP = re.compile(r"([(\[<])([^()\[\]<>]*,[^()\[\]<>]*)([)\]>])")  # one tuple, interval or, as <..>, set
-
-
-# What math-verify drops, though it decides: an answer may have it only as the reference has it.
-_DECIDING = (
-    re.compile(r"\d\s*_\s*\{?\s*(\d+)"),  # a base
-    re.compile(r"('|\\prime\b)"),
-    re.compile(r"(\\(?:approx|simeq|sim|cong|equiv|doteq|[lc]?dots)(?![a-zA-Z])|≈|≡|…|\.\.\.)"),
+_TEXT, _UNDERSTOOD, _DECIDING = (
+    re.compile("|".join(_LISTS[key]).replace("COMMANDS", _COMMAND))
+    for key in ("texts", "understood", "deciding")
 )
-_NUMBER_WORD = re.compile(
-    "(?:half|third|quarter|double|twice|pair|dozen|score|hundred|thousand|[mb]illion|trillion|percent|per|and|or|"
-    "not|minus|plus|time|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)s?|halves|cent"
-)
+_WITH_UNIT = re.compile(r"(.*?\S)((?: *\\text\{[^{}]*\})+(?:\^ *\{?[23]\}?)?)")
+_ONE = rf"(?:(?:square|cubic|sq|cu) )?(?:{_SYMBOL}|{_NAME})(?: ?[23])?"
+_UNIT = re.compile(rf"{_ONE}(?:(?:/| per ){_ONE})?|degree (?:C|F|celsius|fahrenheit)")
+_EQUALS = r" *(?:=|\\in(?![A-Za-z])) *"
+_NAMED = rf"^(?:[A-Za-z](?:_\w|_\{{\w+\}})?(?: ?\([\w, ]*\))?|\([a-z](?:, ?[a-z])+\)){_EQUALS}"
+_GROUP = re.compile(r"([(\[⟦])([^()\[\]⟦⟧]*)([)\]⟧])")
 
 
 def _latex_equal(prediction: str, reference: str) -> bool:
     answer, gold = _bare_latex(prediction), _bare_latex(reference)
     if not answer or not gold:
         return False
-    if not all(set(mark.findall(answer)) <= set(mark.findall(gold)) for mark in _DECIDING):
+    if "%" in answer + gold:
+        answer, gold = (text.replace(r"\text{percent}", r"\%") for text in (answer, gold))
+    answer, gold = _unnamed(answer, gold), _unnamed(gold, answer)
+    if _same(answer, gold) or _same(answer, re.sub(r"(?<=\d) *_ *\{?\d+\}?$", "", gold)):  # bases may lack
+        return True
+    (value, unit), (gold_value, gold_unit) = _split_unit(answer), _split_unit(gold)
+    alone = "" if unit and gold_unit else unit + gold_unit
+    if unit != gold_unit and ("%" in answer + gold or not _UNIT.fullmatch(alone)):
         return False
-    return _fences_fit(answer, gold) and _units_fit(answer, gold) and _ask("strict", answer, gold)
-
-
-def _fences_fit(answer: str, gold: str) -> bool:
-    """Whether two groups are both sets, tuples or the same kind of interval.
-
-    math-verify takes (5, 3] and [5, 3) for the same empty interval.
-    """
-    bare = (re.sub(r"\\(?:left|right)|\s", "", text) for text in (answer, gold))
-    groups = [_GROUP.fullmatch(text.replace(r"\{", "<").replace(r"\}", ">")) for text in bare]
-    one, other = (group.group(1, 3) if group else None for group in groups)
-    return None in (one, other) or one == other
-
-
-def _units_fit(answer: str, gold: str) -> bool:
-    """Whether the words of an answer are those of the reference, or a unit beside one that has none.
-
-    math-verify drops words, so `5\\text{, not 7}` would pass.
-    """
-    words, known = ({_unit(*word) for word in _TEXT.findall(text)} for text in (answer, gold))
-    bare = [word.rstrip("23") for word in words]
-    is_unit = not known and all(map(str.isalpha, bare)) and not any(map(_NUMBER_WORD.fullmatch, bare))
-    return not words or words == known or is_unit
-
-
-def _unit(word: str, power: str) -> str:
-    """A word in one case and without a plural's s; a symbol as it is, for ms is not m, nor MW mW."""
-    word = word.strip(" .")
-    if len(word) > 2:
-        word = word.casefold()
-        word = word if word == "cents" else word.removesuffix("s")  # one cent may be the end of per cent
-    return word + power
+    if _DECIDING.search(answer) or _DECIDING.search(gold):
+        return False
+    understood = all(re.fullmatch(rf"(?:{_UNDERSTOOD.pattern})+", text) for text in (value, gold_value))
+    return understood and _fences_fit(value, gold_value) and _ask("strict", value, gold_value)
 
 
 def _bare_latex(text: str) -> str | None:
-    """The expression without what it is wrapped in, or None where the text is not one expression."""
+    """The expression without what it is wrapped in, texts as \\text{..}, or None where it is not one."""
     text = text.strip()
     for opening, closing in _WRAPPINGS:
         if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening + closing):
             text = text[len(opening) : -len(closing)].strip()
-    return None if _SECOND.search(text) else text
+    for pattern, plain in [*_LISTS["before"], (_TEXT, _boxed), *_LISTS["after"]]:
+        text = re.sub(pattern, plain, text)
+    return None if _SECOND.search(text) else text.strip()
+
+
+def _boxed(match: re.Match[str]) -> str:
+    """A text in the singular, \\text{cm}; a bare word only where it is a unit, for it may be a product."""
+    words = " ".join(map(_word, next(filter(None, match.groups()), "").split()))
+    return match[0] if match[4] and not _UNIT.fullmatch(words) else rf"\text{{{words}}}"
+
+
+def _word(word: str) -> str:
+    """In one case and without a plural's s; a symbol as it is."""
+    word = word.rstrip(".")
+    if re.fullmatch(_SYMBOL, word) or not re.search("[A-Za-z]{3}", word):
+        return word
+    word = re.sub("(?<=[^s])s$", "", word.casefold())
+    return {"feet": "foot", "inche": "inch"}.get(word, word)
+
+
+def _unnamed(text: str, other: str) -> str:
+    """What a name stands for, `x = 5` or `(x,y) = (1,2)`, where the other has no name."""
+    alone = len(re.findall(_EQUALS, text)) == 1 and not re.search(_EQUALS, other)
+    return re.sub(_NAMED, "", text) if alone else text
+
+
+def _same(answer: str, gold: str) -> bool:
+    """Whether both are written alike but for spaces, braces around one sign and parentheses of a choice."""
+    is_word = re.fullmatch(r"\\text\{[^{}]{3,}\}", gold)
+    for pattern, plain in _LISTS["alike"]:
+        answer, gold = re.sub(pattern, plain, answer), re.sub(pattern, plain, gold)
+    return answer == gold or bool(is_word and _word(answer) == _word(gold))
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    match = _WITH_UNIT.fullmatch(text)
+    return (match[1], " ".join(re.sub(r"\\text|[{}^]", " ", match[2]).split())) if match else (text, "")
+
+
+def _fences(text: str) -> Counter[str]:
+    """The fences around lists: of a set, a tuple, or one of the kinds of intervals."""
+    text, found = text.replace(r"\{", "⟦").replace(r"\}", "⟧"), Counter[str]()
+    while group := _GROUP.search(text):
+        found[group[1] + group[3]] += "," in group[2]
+        text = text.replace(group[0], "", 1)
+    return +found
+
+
+def _fences_fit(answer: str, gold: str) -> bool:
+    """Whether the lists of two expressions are of one kind; one without a fence may be a set."""
+    one, other = _fences(answer), _fences(gold)
+    different = set((one - other) + (other - one))
+    return not (one and other and different) or (different == {"⟦⟧"} and not (one & other)["⟦⟧"])
 
 
 def _math_verify(rules: str, prediction: str, reference: str) -> bool:
     """Compare with math-verify, gold first. Its own time limit is off: it works in main threads only."""
+    from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
+    from sympy import And, Eq
+    from sympy.core.relational import Relational
 
     read = partial(parse, parsing_timeout=None)
     read_latex = partial(read, extraction_config=[LatexExtractionConfig()])
@@ -247,19 +284,17 @@ def _math_verify(rules: str, prediction: str, reference: str) -> bool:
         return verify(read(reference), read(prediction), timeout_seconds=None)
     if rules == "arm_latex":
         return verify(read_latex(reference), read(prediction), timeout_seconds=None)
-    gold, answer = read_latex(f"${reference}$"), read_latex(f"${prediction}$")
-    if not gold or not answer or (_is_odd_relation(answer[0], gold[0])):
+    plain = LatexExtractionConfig(
+        normalization_config=NormalizationConfig(malformed_operators=True, nits=True)
+    )
+    read_plain = partial(read, extraction_config=[plain], extraction_mode="first_match")
+    gold, answer = read_plain(f"${reference}$"), read_plain(f"${prediction}$")
+    if not gold or not answer:
         return False
+    odd = isinstance(answer[0], Relational | And) and not isinstance(gold[0], Relational | And)
+    if odd and not (isinstance(answer[0], Eq) and answer[0].lhs.free_symbols):
+        return False  # math-verify takes the right side of any relation: `3 = 5` would be 5
     return verify(gold, answer, float_rounding=12, timeout_seconds=None)
-
-
-def _is_odd_relation(found: object, gold: object) -> bool:
-    """Not `x = ..`, where none is asked for. math-verify takes the right side of any: `3 = 5` would be 5."""
-    from sympy import And, Eq
-    from sympy.core.relational import Relational
-
-    relations = [isinstance(one, Relational | And) for one in (found, gold)]
-    return relations == [True, False] and not (isinstance(found, Eq) and found.lhs.free_symbols)
 
 
 # ---- the process that compares LaTeX -----------------------------------------------------------

@@ -14,7 +14,7 @@ PAIRS = 100
 Pair = tuple[str, str, bool]  # answer, reference, is it right
 UNITS = ("m", "km", "cm", "mm", "kg", "g", "s", "ms", "h", "mph", "N", "J", "W", "MW", "mW", "Pa", "V", "A")
 COUNTED = ("dollars", "cents", "degrees", "feet", "inches", "hours", "minutes", "apples", "students")
-WORDS = ("million", "billion", "thousand", "hundred", "dozen", "percent", "half", "or", "and", "not", "twice")
+WORDS = ("million", "billion", "thousand", "hundred", "dozen", "half", "or", "and", "not", "twice")
 BOMBS = (
     "9^{{9^{{{0}}}}}",
     "{0}00000!",
