@@ -52,9 +52,8 @@ class ActionSpace:
     @property
     def sizes(self) -> dict[str, int]:
         """How many values each head chooses from."""
-        return dict(
-            zip(HEADS, (len(self.instructions), len(self.temperatures), len(self.steps)), strict=True)
-        )
+        parts = (self.instructions, self.temperatures, self.steps)
+        return dict(zip(HEADS, map(len, parts), strict=True))
 
     @property
     def size(self) -> int:

@@ -12,6 +12,8 @@ from torch import nn
 from lib.bandit.actions import HEADS, ActionSpace
 from lib.checked import Range, faults, raise_faults
 
+PerHead = Mapping[str, torch.Tensor]  # logits (B, K) or actions (B,), by the name of the head
+
 # ---- formulas ----------------------------------------------------------------------------------
 
 
@@ -37,17 +39,15 @@ def _chosen(values: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
     return values.gather(-1, actions[:, None])[:, 0]
 
 
-def log_probability(
-    logits: Mapping[str, torch.Tensor], actions: Mapping[str, torch.Tensor], temperature: float = 1.0
-) -> torch.Tensor:
+def log_probability(logits: PerHead, actions: PerHead, temperature: float = 1.0) -> torch.Tensor:
     """log Pi(a): (B, K) and (B,) per head -> (B,); the heads choose apart, so their logs add (eq. 2)."""
     parts = [_chosen((logits[head] / temperature).log_softmax(-1), actions[head]) for head in logits]
     return torch.stack(parts).sum(0)
 
 
 def reinforce_loss(
-    logits: Mapping[str, torch.Tensor],
-    actions: Mapping[str, torch.Tensor],
+    logits: PerHead,
+    actions: PerHead,
     rewards: torch.Tensor,
     *,
     temperature: float = 1.0,
@@ -76,11 +76,7 @@ def zscores(rewards: torch.Tensor, before: torch.Tensor, window: int) -> torch.T
 
 
 def released_loss(
-    logits: Mapping[str, torch.Tensor],
-    actions: Mapping[str, torch.Tensor],
-    rewards: torch.Tensor,
-    *,
-    temperature: float = 1.0,
+    logits: PerHead, actions: PerHead, rewards: torch.Tensor, *, temperature: float = 1.0
 ) -> torch.Tensor:
     """A loss whose descent is the update of the released code: z / p(a) on the chosen logit alone.
 

@@ -61,13 +61,10 @@ class LocalLLM:
         missing = sorted({r for r in requests if r not in self.replies}, key=lambda r: (r[1], r[2], r[0]))
         for temperature in sorted({request.temperature for request in missing}):
             group = [request for request in missing if request.temperature == temperature]
-            responses = respond(
-                self.engine,
-                [request.prompt for request in group],
-                max_new_tokens=self.max_new_tokens,
-                sampling=Sampling(temperature, seed=group[0].seed),
-                keys=[(request.prompt, request.seed) for request in group],
-            )
+            keys = [(request.prompt, request.seed) for request in group]
+            given: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "keys": keys}
+            given["sampling"] = Sampling(temperature, seed=group[0].seed)
+            responses = respond(self.engine, [request.prompt for request in group], **given)
             texts = [CUT if response.truncated else response.text for response in responses]
             self.replies |= dict(zip(group, texts, strict=True))
             if self.cache is not None:

@@ -10,8 +10,8 @@ import signal
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -19,23 +19,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from lib.bandit import learner
 from lib.bandit.actions import HEADS
 from lib.bandit.environments import Environment
-from lib.bandit.learner import (
-    ConfigurationPolicy,
-    Count,
-    Decisions,
-    annealed_temperature,
-    boltzmann_probabilities,
-    choose,
-    entropy,
-    linear_temperature,
-    reinforce_loss,
-    released_loss,
-    zscores,
-)
+from lib.bandit.learner import ConfigurationPolicy, Count, Decisions
 from lib.checked import Range, check_fields, identity
 from lib.runs import STOPPING, Run, digest, write_atomically
+
+Row = dict[str, float]
 
 
 class NoAnswersError(RuntimeError):
@@ -79,9 +70,9 @@ class BanditConfig:
     def temperature(self, step: int) -> float:
         """The exploration temperature of an update."""
         if self.schedule == "linear":
-            return linear_temperature(step, self.initial_temperature)
+            return learner.linear_temperature(step, self.initial_temperature)
         decay = self.decay if self.schedule == "exponential" else 1.0
-        return annealed_temperature(step, self.initial_temperature, decay)
+        return learner.annealed_temperature(step, self.initial_temperature, decay)
 
 
 class BanditTrainer:
@@ -107,7 +98,7 @@ class BanditTrainer:
         self.step = 0
         self.decisions: list[dict[str, Any]] = []
         self._last_rewards = defaultdict[int, deque[float]](lambda: deque(maxlen=config.question_window))
-        self.history: list[dict[str, float]] = []
+        self.history: list[Row] = []
         self.stopped_by, self._asking = 0, False
         if run is not None:
             start = {"policy": digest(dict(policy.state_dict())), "embeddings": digest(embeddings)}
@@ -116,9 +107,7 @@ class BanditTrainer:
                 self.finished = run.claim(asdict(config) | start, say=print) is not None
                 self._load(run)
 
-    def train(
-        self, *, stop_at: int | None = None, say: Callable[[str], None] | None = None
-    ) -> list[dict[str, float]]:
+    def train(self, *, stop_at: int | None = None, say: Callable[[str], None] | None = None) -> list[Row]:
         """Run the updates that are left, a row each.
 
         Ctrl-C saves and raises KeyboardInterrupt; SIGTERM and SIGHUP save and end the process. None waits for
@@ -126,16 +115,14 @@ class BanditTrainer:
         """
         last = min(stop_at or self.config.updates, self.config.updates)
         begun = time.monotonic()
-        with self._alone(), self._stoppable():
+        with self.run.alone() if self.run is not None else nullcontext(), self._stoppable():
             try:
                 while self.step < last and not self.stopped_by:
                     row = self.update()
                     due = self.step % max(1, last // 10) == 0 or self.step == last
                     if say is not None and due:
-                        say(
-                            f"update {self.step:>4} of {last}   reward {row['reward']:.3f}   "
-                            f"tau {row['tau']:.2f}   {time.monotonic() - begun:4.0f} s"
-                        )
+                        found = f"reward {row['reward']:.3f}   tau {row['tau']:.2f}"
+                        say(f"update {self.step:>4} of {last}   {found}   {time.monotonic() - begun:4.0f} s")
                     if self.step % self.config.save_every == 0:
                         self.save()
             except KeyboardInterrupt:
@@ -154,17 +141,14 @@ class BanditTrainer:
             raise KeyboardInterrupt(saved)
         return self.history
 
-    def _alone(self) -> AbstractContextManager[None]:
-        return self.run.alone() if self.run is not None else nullcontext()
-
-    def update(self) -> dict[str, float]:
+    def update(self) -> Row:
         """One update: draw questions, choose configurations, ask, learn from what was answered."""
         config, tau = self.config, self.config.temperature(self.step)
         seed = config.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(seed)
         questions = torch.randint(len(self.embeddings), (config.batch_size,), generator=generator)
         embeddings = self.embeddings[questions]
-        chosen = choose(self.policy, embeddings, heads=config.heads, temperature=tau, seed=seed)
+        chosen = learner.choose(self.policy, embeddings, heads=config.heads, temperature=tau, seed=seed)
         self._asking = True  # nothing is learnt before the reply
         rewards = self.environment(questions, chosen.actions, seed)
         self._asking = False
@@ -184,16 +168,22 @@ class BanditTrainer:
         actions = {head: chosen.choices[head][answered] for head in logits}
         if config.update.startswith("released"):
             sign = 1 if config.update == "released" else -1
-            loss = sign * released_loss(logits, actions, advantages, temperature=tau)
+            loss = sign * learner.released_loss(logits, actions, advantages, temperature=tau)
         else:
             at = tau if config.gradient_at == "sampling" else 1.0
-            loss = reinforce_loss(logits, actions, advantages, temperature=at)
+            loss = learner.reinforce_loss(logits, actions, advantages, temperature=at)
             for values in logits.values():
-                loss = loss - config.entropy_bonus * entropy(boltzmann_probabilities(values, at)).mean()
+                chances = learner.boltzmann_probabilities(values, at)
+                loss = loss - config.entropy_bonus * learner.entropy(chances).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return self._record(questions, chosen, rewards, logits, tau, loss.item())
+        found = {"loss": loss.item(), "reward": rewards.nanmean().item(), "tau": tau}
+        found["answered"] = answered.float().mean().item()
+        for head, values in logits.items():
+            chances = learner.boltzmann_probabilities(values.detach(), tau)
+            found[f"entropy/{head}"] = learner.entropy(chances).mean().item()
+        return self._record(questions, chosen, rewards, found)
 
     def _advantages(self, questions: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
         """Rewards (B,) less the baseline, from what came before; at first from the batch itself."""
@@ -202,7 +192,7 @@ class BanditTrainer:
             return rewards
         past = [d["reward"] for d in self.decisions[-config.window :] if d["reward"] is not None]
         if config.baseline == "zscore":
-            return zscores(rewards, torch.tensor(past) + config.reward_shift, config.window)
+            return learner.zscores(rewards, torch.tensor(past) + config.reward_shift, config.window)
         window = torch.tensor(past) + config.reward_shift if past else rewards
         if config.baseline == "question":
             means = {q: sum(last) / len(last) for q, last in self._last_rewards.items()}
@@ -217,15 +207,7 @@ class BanditTrainer:
             if decision["reward"] is not None:
                 self._last_rewards[decision["question"]].append(decision["reward"])
 
-    def _record(
-        self,
-        questions: torch.Tensor,
-        chosen: Decisions,
-        rewards: torch.Tensor,
-        logits: Mapping[str, torch.Tensor],
-        tau: float,
-        loss: float,
-    ) -> dict[str, float]:
+    def _record(self, questions: torch.Tensor, chosen: Decisions, rewards: torch.Tensor, found: Row) -> Row:
         self.step += 1
         columns = {
             "question": questions.tolist(),
@@ -237,15 +219,7 @@ class BanditTrainer:
         columns["propensities"] = [dict(zip(chosen.propensities, row, strict=True)) for row in heads]
         rows = zip(*columns.values(), strict=True)
         self._keep({"step": self.step} | dict(zip(columns, row, strict=True)) for row in rows)
-        row = {
-            "step": self.step,
-            "loss": loss,
-            "reward": rewards.nanmean().item(),
-            "tau": tau,
-            "answered": (~rewards.isnan()).float().mean().item(),
-        }
-        for head, values in logits.items():
-            row[f"entropy/{head}"] = entropy(boltzmann_probabilities(values.detach(), tau)).mean().item()
+        row = {"step": self.step, **found}
         self.history.append(row)
         if self.run is not None:
             self.run.log(self.step, row)
