@@ -1,6 +1,9 @@
 """LaTeX answers of known truth: written otherwise and right, or another thing that looks alike. And bombs."""
 
+import json
+import os
 import random
+import re
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -12,9 +15,55 @@ from .campaign import Found
 
 PAIRS = 100
 Pair = tuple[str, str, bool]  # answer, reference, is it right
-UNITS = ("m", "km", "cm", "mm", "kg", "g", "s", "ms", "h", "mph", "N", "J", "W", "MW", "mW", "Pa", "V", "A")
-COUNTED = ("dollars", "cents", "degrees", "feet", "inches", "hours", "minutes", "apples", "students")
-WORDS = ("million", "billion", "thousand", "hundred", "dozen", "half", "or", "and", "not", "twice")
+# Written down for this file, and not drawn from data/latex.yaml, which they are to test.
+_UNITS = (
+    "m km cm mm kg g s ms h N J W MW mW Pa V A Hz kHz mL ft in lb oz mi mph meters feet inches miles "
+    "yards hours minutes seconds days weeks years dollars cents pounds ounces gallons liters grams "
+    "degrees students apples people"
+)
+UNITS = _UNITS.split()
+COMPOUND = ("square feet", "cubic meters", "miles per hour", "km/h", "m/s", "square units", "sq ft")
+# Numbers, fractions, operations, hedges, constants and variables: no units, whatever they are set in.
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fifteen nineteen "
+    "twenty thirty forty fifty sixty ninety hundred hundreds thousand million millions billion trillion "
+    "quadrillion quintillion googol dozen dozens score gross pair couple triple lakh crore myriad half "
+    "halves third thirds quarter fourth fifths sixth tenths hundredth thousandths double twice thrice k "
+    "M B bn mil squared cubed factorial negative minus plus times over root sqrt log sin pi tau phi e i "
+    "x n inf infinity nan not never no wrong false or and about around roughly approximately almost "
+    "nearly exactly maybe perhaps modulo mod base binary hex octal radix remainder plusminus prime "
+    "inverse reciprocal conjugate transpose approx circa per each another more less than bis recurring "
+    "repeating"
+)
+WORDS = _WORDS.split()
+BASES = (
+    "2",
+    "3",
+    "5",
+    "7",
+    "8",
+    "9",
+    "12",
+    "16",
+    "b",
+    "n",
+    "five",
+    "seven",
+    "(5)",
+    "(7)",
+    r"\text{five}",
+    "ten",
+)
+# Shapes of references in MATH, where the real ones are not at hand.
+SHAPES = (
+    r"\left( 3, \frac{\pi}{2} \right)", "p - q", r"\text{Evelyn}", r"90^\circ", r"3\sqrt{13}", "6 - 5i",
+    "x=5", "52_8", r"-\frac{\pi}{6}", r"\cot x", r"1 \pm \sqrt{19}", "2k+2",
+    r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", "(3,4]", r"\frac43", "4210_{5}",
+    "5x - 7y + 11z + 4 = 0", r"\frac{270}7\text{ degrees}", r"(2,\infty)", r"11,\! 111,\! 100",
+    r"\text{(C)}", r"\$32,\!348", r"864 \mbox{ inches}^2", r"1\frac{4}{5}", r"5.4 \text{ cents}",
+    r"(0,9) \cup (9,36)", r"x \in [-2,7]", r"\{1\pm\sqrt{5},-2\}", "y = 2x + 3", r"\$18.90",
+    r"15\mbox{ cm}^2", "-4,3", ".35625", "4343_6",
+)  # fmt: skip
 BOMBS = (
     "9^{{9^{{{0}}}}}",
     "{0}00000!",
@@ -71,14 +120,21 @@ def another(rng: random.Random) -> Pair:
 
 def unit(rng: random.Random) -> Pair:
     """The unit of the reference, another one, or one where the reference has none."""
-    value, known, given = (
-        written_plainly(_number(rng)),
-        rng.choice(UNITS + COUNTED),
-        rng.choice(UNITS + COUNTED),
+    value, known, given = written_plainly(_number(rng)), rng.choice(UNITS), rng.choice(UNITS)
+    boxes = (
+        r"\text{{ {} }}",
+        r"\text{{ {}}}",
+        r"\mathrm{{{}}}",
+        r"\mbox{{ {}}}",
+        r"\,\text{{{}}}",
+        r"{{\rm {}}}",
     )
-    box = rng.choice((r"\text{{ {} }}", r"\text{{ {}}}", r"\mathrm{{{}}}", r"\mbox{{ {}}}", r"\,\text{{{}}}"))
-    answer = value + box.format(given)
-    return rng.choice([(answer, value + rf"\text{{ {known}}}", given == known), (answer, value, True)])
+    answer, gold = (
+        value + rng.choice((*boxes, r"\rm {}", " {}", "~{}")).format(one) for one in (given, known)
+    )
+    alike = given == known  # a letter without a box is a variable to one and a unit to the other
+    boxed = value + rng.choice(boxes).format(rng.choice((given, *COMPOUND)))
+    return rng.choice([(answer, gold, alike), (answer, gold, alike), (boxed, value, True)])
 
 
 def word(rng: random.Random) -> Pair:
@@ -86,13 +142,20 @@ def word(rng: random.Random) -> Pair:
     box = rng.choice(
         (r"\text{{ {}}}", r"\mathrm{{{}}}", r"\textbf{{ {}}}", r"\mathit{{ {}}}", r"\operatorname{{{}}}")
     )
-    return value + box.format(rng.choice(WORDS)), value, False
+    box = rng.choice((box, " {}", "~{}", r"\rm {}", r"{{\rm {}}}", r"\text {}", r"\, {}", r"\textit{{{}}}"))
+    word = rng.choice(WORDS)
+    return value + box.format(word), value, value == "1" and word in ("1", "squared", "cubed")
 
 
 def digits_base(rng: random.Random) -> Pair:
-    digits, base, other = rng.randint(10, 333), rng.randint(5, 9), rng.randint(5, 16)
-    given = rng.choice((f"{digits}_{other}", f"{digits}_{{{other}}}"))
-    return given, f"{digits}_{{{base}}}", other == base
+    digits, base, other = rng.randint(10, 333), rng.choice(BASES), rng.choice(BASES)
+    answer, gold = (
+        rng.choice(("{}_{{{}}}", "{{{}}}_{{{}}}", "({})_{{{}}}", "{}_ {{ {} }}")).format(digits, one)
+        for one in (other, base)
+    )
+    plain = f"{digits}_{{{base}}}"
+    alike = base.strip("()") == other.strip("()")
+    return rng.choice([(plain, plain, True)] if alike else [(plain, plain, True), (answer, gold, False)])
 
 
 def marked(rng: random.Random) -> Pair:
@@ -144,6 +207,23 @@ def grouped(rng: random.Random) -> Pair:
     return f"{first[0]}{inside}{first[1]}", f"{second[0]}{one},{two}{second[1]}", right
 
 
+def nested(rng: random.Random) -> Pair:
+    """Sets, tuples and lists of pairs, with and without a name."""
+    a, b, c, d = rng.sample(range(1, 30), 4)
+    flat = {"tuple": f"({a},{b})", "set": rf"\{{{a},{b}\}}", "interval": f"[{a},{b}]", "half": f"({a},{b}]"}
+    pairs = f"({a},{b}),({c},{d})"
+    deep = {"tuple": f"({pairs})", "set": rf"\{{{pairs}\}}", "interval": f"[{pairs}]"}
+    kinds = rng.choice((flat, deep))
+    one, other = rng.choice(list(kinds)), rng.choice(list(kinds))
+    names = {
+        "tuple": ("", "(x,y)=" if kinds is flat else ""),
+        "set": ("", r"x\in", "S="),
+        "interval": ("", r"x \in "),
+    }
+    name = rng.choice(names.get(one, ("",)))
+    return name + kinds[one], kinds[other], one == other
+
+
 def more(rng: random.Random) -> Pair:
     """A right answer with something added."""
     value = written_plainly(_number(rng))
@@ -161,8 +241,103 @@ def more(rng: random.Random) -> Pair:
     return value + rng.choice(added), value, False
 
 
+def references() -> tuple[str, ...]:
+    """The answers of MATH-500 where they are at hand."""
+    folder = os.environ.get("REAL_DATA_DIR")
+    if not folder:
+        return SHAPES
+    return tuple(
+        row["answer"] for row in json.loads((Path(folder) / "math500.json").read_text(encoding="utf-8"))
+    )
+
+
+def changed(rng: random.Random) -> Pair:
+    """A real reference with one thing changed, which changes what it says."""
+    gold = rng.choice(references())
+    if re.search(r"(?:^|=) *-?[012]$", gold):  # 1! = 1 and 2! = 2, and 0 times anything is 0
+        return gold, gold, True
+    word, shift = rng.choice(WORDS), rng.randint(1, 9)
+    digits = [match.start() for match in re.finditer(r"\d", gold)]
+    place = rng.choice(digits) if digits else -1
+    ways = [
+        rf"{gold} {word}",
+        rf"{gold}\text{{ {word}}}",
+        rf"{gold}\mathrm{{{word}}}",
+        f"{gold} + 1",
+        f"{gold}'",
+    ]
+    ways += [
+        rf"{gold} \cdot 3",
+        rf"\approx {gold}",
+        rf"{gold}\ldots",
+        f"{gold}!",
+        f"{gold}_3",
+        rf"{gold} \pmod 7",
+    ]
+    ways += [
+        rf"\neg {gold}",
+        f"{gold}, 997",
+        f"{gold} or 997",
+        f"({gold}, 997)",
+        rf"{gold}^\prime",
+        f"{gold};997",
+    ]
+    ways += [
+        rf"\{{{gold}, 997\}}",
+        rf"997 = {gold}",
+        rf"{gold} = 997",
+        rf"\overline{{{gold}}}",
+        rf"{gold}\text{{?}}",
+    ]
+    ways += [
+        gold.replace("(", "[", 1),
+        gold.replace("]", ")", 1),
+        gold.replace(r"\{", "(").replace(r"\}", ")"),
+    ]
+    ways += [
+        gold.replace(r"\circ", r"\prime"),
+        gold.replace("i", "j"),
+        re.sub(r"_\{?(\d)\}?", r"_{\g<1>1}", gold),
+    ]
+    ways += [
+        re.sub(r"\\(text|mbox)\{.*?\}", rf"\\text{{{word}}}", gold),
+        gold.replace(r"\pi", "p"),
+        f"f' = {gold}",
+    ]
+    if digits:
+        digit = str((int(gold[place]) + shift) % 10)
+        ways += [gold[:place] + digit + gold[place + 1 :]] * 8
+        ways.append(gold[:place] + f"{gold[place]}{digit}" + gold[place + 1 :])
+    if unit := re.search(r"\^\\circ|\\(?:text|mbox)\{ [^}]*\}|\\\$", gold):
+        ways += [
+            gold.replace(unit[0], "") + rf"\text{{ {other}}}" for other in ("km", "hours", "students", "kg")
+        ]
+    answer = rng.choice(ways)
+    return answer, gold, answer == gold
+
+
+def rewritten(rng: random.Random) -> Pair:
+    """A real reference as it may also be set."""
+    gold = rng.choice(references())
+    ways = [
+        gold,
+        gold.replace(" ", ""),
+        gold.replace(r"\frac", r"\dfrac"),
+        rf"{{{gold}}}" if gold.isdigit() else gold,
+    ]
+    ways += [gold.replace(r"\left", "").replace(r"\right", ""), gold.replace(r"\mbox", r"\text"), f"{gold}."]
+    ways += [
+        gold.replace("(", r"\left(").replace(")", r"\right)"),
+        gold.replace("-", "- "),
+        rf"\displaystyle {gold}",
+    ]
+    text = rng.choice([way for way in ways if r"\left\left" not in way and r"\right\right" not in way])
+    return rng.choice(("{}", "${}$", r"\boxed{{{}}}", r"\({}\)", " {} ")).format(text), gold, True
+
+
 KINDS: tuple[Callable[[random.Random], Pair], ...] = (
-    equal, another, unit, word, digits_base, marked, grouped, more,
+    equal, another, unit, word, digits_base, marked, grouped, nested, more, rewritten,
+    changed, changed, changed,
 )  # fmt: skip
 
 
