@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -12,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from lib.course import __main__ as command
 from lib.course import runner
 from lib.course.declared import read_parameters
+from lib.course.execute import explain_failure
 from lib.course.notebooks import CourseError, code_hash
 from lib.course.profiles import plan
 from lib.course.runner import run_course
@@ -140,6 +142,29 @@ def test_the_course_runs_stops_at_a_failure_keeps_what_is_done_and_goes_on(folde
     assert "00_a" in runner.table(second) and "finished before" in runner.table(second)
     third = run_course(folder=folder, overrides={"STEPS": 6}, only=["00"])
     assert [o.status for o in third] == ["ok"]  # other parameters, another result
+
+
+@pytest.mark.parametrize("left", [None, "", '{"cells": [{"cell_', "[]", "{}", "3"])
+def test_a_failure_with_a_torn_notebook_is_explained_by_the_log(left, tmp_path):
+    (tmp_path / "papermill.log").write_text("first\nkilled by signal 9\n")
+    if left is not None:
+        (tmp_path / "executed.ipynb").write_text(left)
+    said = explain_failure("00_a", tmp_path / "executed.ipynb", -9)
+    assert "papermill ended with code -9" in said and said.endswith("killed by signal 9")
+
+
+def test_a_link_that_leads_nowhere_in_a_models_folder_is_no_traceback(tmp_path):
+    model, notebook = tmp_path / "model", new_notebook(cells=[])
+    planned = SimpleNamespace(given={}, named_paths=lambda: [str(model)])
+    model.mkdir()
+    (tmp_path / "weights").write_text("old")
+    (model / "link").symlink_to(tmp_path / "weights")
+    found = [runner._digest(notebook, planned)]
+    (tmp_path / "weights").write_text("newer")  # what a link leads to counts
+    found.append(runner._digest(notebook, planned))
+    (tmp_path / "weights").unlink()
+    found.append(runner._digest(notebook, planned))
+    assert len(set(found)) == 3
 
 
 def test_the_command_line_ends_with_1_and_one_paragraph(tmp_path):

@@ -39,18 +39,19 @@ def papermill(path: Path, output: Path, expected: float, stop: threading.Event) 
 
 def explain_failure(name: str, output: Path, code: int) -> str:
     """Say which cell failed, with its first line and the last lines of the error."""
-    if output.exists():
-        executed = nbformat.read(output, as_version=4)
-        for number, cell in enumerate(own_cells(executed), start=1):
-            for shown in cell.get("outputs", []):
-                if shown.output_type == "error":
-                    first = cell.source.strip().splitlines()[0]
-                    return (
-                        f"{name}  FAILED in cell {number} ({first}):\n"
-                        f"    {shown.ename}: {shown.evalue}\n"
-                        f"The executed notebook, with the traceback, is {output}. What was finished is kept; "
-                        f"mend the cause and run the same command again."
-                    )
+    try:
+        cells = list(own_cells(nbformat.read(output, as_version=4)))
+    except Exception:  # not begun, or torn: the log says more
+        cells = []
+    for number, cell in enumerate(cells, start=1):
+        for shown in cell.get("outputs", []):
+            if shown.output_type == "error":
+                first = cell.source.strip().splitlines()[0]
+                return (
+                    f"{name}  FAILED in cell {number} ({first}):\n    {shown.ename}: {shown.evalue}\n"
+                    f"The executed notebook, with the traceback, is {output}. What was finished is kept; "
+                    f"mend the cause and run the same command again."
+                )
     log = (output.parent / "papermill.log").read_text(encoding="utf-8")
     tail = "\n    ".join(log.strip().splitlines()[-5:])
     return f"{name}  FAILED before or outside a cell (papermill ended with code {code}):\n    {tail}"

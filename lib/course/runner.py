@@ -159,7 +159,7 @@ def _digest(notebook: nbformat.NotebookNode, planned: Plan) -> str:
             digest.update(file.read_bytes())
     for place in map(located, planned.named_paths()):
         for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            facts = file.stat()
+            facts = file.stat() if file.exists() else file.lstat()  # of a link that leads nowhere
             digest.update(f"{file} {facts.st_size} {facts.st_mtime_ns}".encode())
     return digest.hexdigest()
 

@@ -58,7 +58,8 @@ class Completion:
 class Engine(Protocol):
     """Whatever continues prompts: a model in this process or a server elsewhere."""
 
-    tokenizer: PreTrainedTokenizerBase
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order."""

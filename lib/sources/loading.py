@@ -133,12 +133,7 @@ def load(
 
 
 def read_rows(
-    source: str,
-    rows: Rows,
-    *,
-    split: str = "test",
-    where: str = "rows, row",
-    keep_going: bool = False,
+    source: str, rows: Rows, *, split: str = "test", where: str = "rows, row", keep_going: bool = False
 ) -> Loaded:
     """Turn numbered rows into examples, e.g. `read_rows("gsm8k", enumerate(dataset, 1))`."""
     examples, problems = [], []

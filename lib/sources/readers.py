@@ -66,13 +66,8 @@ def _choice(stem: str, options: Sequence[str], answer: str, **more: Any) -> dict
     if answer not in LETTERS[: len(options)]:
         raise RowError(f"the answer {answer!r} is none of the options A to {LETTERS[len(options) - 1]}")
     marked = "  ".join(f"({letter}){option}" for letter, option in zip(LETTERS, options, strict=False))
-    return {
-        "question": f"{stem}\n{marked}",
-        "answer": answer,
-        "options": tuple(options),
-        "kind": "choice",
-        **more,
-    }
+    fields = {"question": f"{stem}\n{marked}", "answer": answer, "options": tuple(options), "kind": "choice"}
+    return fields | more
 
 
 def read_choice(row: Row) -> dict[str, Any]:
@@ -97,11 +92,8 @@ def read_choice(row: Row) -> dict[str, Any]:
 def read_gsm8k(row: Row) -> dict[str, Any]:
     """GSM8K: the hub's answer is a solution that ends with `#### 72`; the papers keep the number."""
     solution, mark, answer = _text(row, "answer", "ground_truth").rpartition("####")
-    return {
-        "question": _text(row, "question", "problem"),
-        "answer": _number(answer),
-        **_rationale(re.sub(r"<<[^<>]*>>", "", solution) if mark else None),
-    }
+    worked = _rationale(re.sub(r"<<[^<>]*>>", "", solution) if mark else None)
+    return {"question": _text(row, "question", "problem"), "answer": _number(answer), **worked}
 
 
 def read_math(row: Row) -> dict[str, Any]:
@@ -116,13 +108,9 @@ def read_math(row: Row) -> dict[str, Any]:
         raise RowError("the solution holds no \\boxed answer")
     level = re.fullmatch(r"(?:Level )?([1-5])(?:\.0)?", str(row.get("level", row.get("difficulty"))))
     task = row.get("type") or row.get("subject") or str(row.get("unique_id", "")).partition("/")[2]
-    return {
-        "question": _text(row, "problem", "question"),
-        "answer": answer,
-        "topic": task.partition("/")[0].lower().replace("&", "and").replace(" ", "_"),
-        "depth": int(level[1]) if level else None,
-        **_rationale(solution),
-    }
+    topic = task.partition("/")[0].lower().replace("&", "and").replace(" ", "_")
+    fields = {"question": _text(row, "problem", "question"), "answer": answer, "topic": topic}
+    return fields | {"depth": int(level[1]) if level else None, **_rationale(solution)}
 
 
 def read_svamp(row: Row) -> dict[str, Any]:
@@ -138,11 +126,8 @@ def read_aime(row: Row) -> dict[str, Any]:
     found = re.fullmatch(r"(\d{1,3})(?:\^\{?\\circ\}?)?", answer)
     if not found:
         raise RowError(f"the answer {answer!r} is not an integer from 0 to 999")
-    return {
-        "question": _text(row, "problem", "question"),
-        "answer": str(int(found[1])),
-        **_rationale(row.get("solution")),
-    }
+    worked = _rationale(row.get("solution"))
+    return {"question": _text(row, "problem", "question"), "answer": str(int(found[1])), **worked}
 
 
 def read_bbh(row: Row) -> dict[str, Any]:
