@@ -37,7 +37,6 @@ REFUSAL = re.compile(
     re.I,
 )
 
-
 Body = Mapping[str, Any]
 Bodies = Mapping[Any, Body]  # by whatever names a reply
 Keep = Callable[[Any, Any], None]  # (name, reply)
