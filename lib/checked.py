@@ -3,7 +3,6 @@
 @dataclass(frozen=True)
 class Config:
     weights: Literal["full", "lora", "qlora"] = "qlora"
-    batches: Annotated[int, Range(1)] = 80
     learning_rate: Annotated[float, Range(above=0, high=0.1)] = 4e-4
 
     def __post_init__(self) -> None:
@@ -25,14 +24,8 @@ from enum import Enum
 from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-_NOUNS: dict[Any, str] = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a finite number",
-    str: "text",
-    types.NoneType: "None",
-    ...: "...",
-}
+_NOUNS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a finite number"}
+_NOUNS |= {str: "text", types.NoneType: "None", ...: "..."}
 TRACKERS = ("none", "tensorboard", "trackio", "wandb")  # known to work; others go by their package's name
 
 
@@ -66,17 +59,9 @@ def check_fields(instance: Any) -> None:
     """Hold every field of a dataclass to its annotation; raises ValueError that names all faults at once."""
     kind: type = type(instance)
     hints = typing.get_type_hints(kind, include_extras=True)
-    names = [field.name for field in fields(instance)]
-    raise_faults(
-        fault
-        for name in names
-        for fault in faults(f"{kind.__name__}.{name}", hints[name], getattr(instance, name))
-    )
-
-
-def check_value(name: str, annotation: Any, value: Any, where: str = "") -> None:
-    """Hold one value to an annotation; raises ValueError with `where`, the name and what is allowed."""
-    raise_faults(faults(f"{where}: {name}" if where else name, annotation, value))
+    values = {field.name: getattr(instance, field.name) for field in fields(instance)}
+    each = (faults(f"{kind.__name__}.{name}", hints[name], value) for name, value in values.items())
+    raise_faults(fault for found in each for fault in found)
 
 
 def raise_faults(found: Iterable[str], error: type[Exception] = ValueError) -> None:
@@ -120,25 +105,24 @@ def is_json(value: Any) -> bool:
 def identity(function: Any) -> Any:
     """What tells a function from others of its name, as JSON: its text, and the values it was made with.
 
-    ValueError where they cannot be written down, unless its attribute `setting` says what it is.
+    ValueError where they cannot be written down, unless its attribute `setting`, as text, says what it is.
     """
     if hasattr(function, "setting"):
         return function.setting
     try:
-        found: list[Any] = []
         if isinstance(function, partial):
-            found += [function.func, function.args, function.keywords]
+            found: list[Any] = [function.func, function.args, function.keywords]
         elif hasattr(function, "__self__"):
             raise TypeError("it belongs to an object")
         else:
             values = inspect.getclosurevars(function)
             plain = {name: value for name, value in values.globals.items() if is_json(value)}
-            found += [inspect.getsource(function), function.__defaults__, function.__kwdefaults__]
+            found = [inspect.getsource(function), function.__defaults__, function.__kwdefaults__]
             found += [values.nonlocals, plain]
         return json.loads(json.dumps(found, default=identity))
     except (OSError, TypeError, RecursionError) as error:
-        advice = "give it an attribute `setting` that does, as text or numbers"
-        raise ValueError(f"{function!r}: nothing says what this is ({error}); {advice}") from None
+        why = f"nothing says what it is ({error})"
+        raise ValueError(f"{function!r}: {why}; give it an attribute `setting`") from None
 
 
 def tracker_fault(report_to: Any) -> str | None:

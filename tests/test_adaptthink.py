@@ -18,6 +18,7 @@ from lib.engines import launch
 from lib.engines.ask import ask
 from lib.methods import METHODS, adaptthink
 from lib.methods.adaptthink import (
+    UNREAD,
     VARIANTS,
     AdaptThink,
     adaptthink_advantages,
@@ -356,7 +357,7 @@ def test_half_of_every_group_is_forced():
     assert config.start(begun, 16, random.Random(0)).count(NOTHINKING) == 8
     quarter = replace(config, nothinking_ratio=0.25)
     assert quarter.start(begun, 16, random.Random(0)).count(NOTHINKING) == 4
-    with pytest.raises(ValueError, match="one mode without responses"):
+    with pytest.raises(ValueError, match="each mode needs a whole number"):
         replace(config, num_generations=4, nothinking_ratio=0.05)
 
 
@@ -633,8 +634,15 @@ def test_what_cannot_work_is_refused_before_training(base, rows, tmp_path):
         build(tiny(base), rows, run)
     for wrong, message in (
         ({"variant": "gspo"}, "variant takes 'geometric_mean'"),
-        ({"nothinking_ratio": 0.1}, "one mode without responses"),
-        ({"beta": 0.1}, "beta must be 0"),
+        ({"nothinking_ratio": 0.1}, "each mode needs a whole number"),
+        ({"nothinking_ratio": 0.3}, r"num_generations = 1.2 of 4 responses cannot be forced to skip"),
+        ({"num_generations": 3, "prompts": 8}, "= 1.5 of 3 responses cannot be forced to skip"),
+        ({"beta": 0.1}, "beta must be 0.0, got 0.1: adaptthink does not read it"),
+        ({"entropy_coef": 0.1}, "entropy_coef must be 0.0"),
+        ({"kl": "k3_clamped"}, "kl must be 'k3'"),
+        ({"normaliser": "batch"}, "normaliser must be 'response'"),
+        ({"rules": "arm_training"}, "rules must be 'strict'"),
+        *(({"trainer": {name: 1}}, f"'{name}' is set by AdaptThink's own loss") for name in UNREAD),
         ({"trainer": {"use_vllm": True, "vllm_mode": "server"}}, "vllm_mode must be 'colocate': adaptthink"),
         ({"trainer": {"use_vllm": True}, "weights": "qlora"}, 'weights "lora" in bfloat16 with vLLM'),
     ):

@@ -1,12 +1,15 @@
 """Every method alike: its fields, its hooks on one toy group, its presets, and what the one trainer does."""
 
 import random
+import subprocess
+import sys
 import typing
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
+from faults.parameters import BAD_OPTIONS
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
@@ -72,6 +75,22 @@ def test_options_of_trl_are_checked_by_name_type_and_owner(kind):
         kind.cpu("dial-sft", trainer={"max_grad_nrom": 1.0})
     with pytest.raises(ValueError, match=r"trainer\['max_grad_norm'\] takes a finite number, got 'x'"):
         kind.cpu("dial-sft", trainer={"max_grad_norm": "x"})
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
+def test_what_trl_would_take_in_silence_or_refuse_at_work_is_refused_at_once(kind, options):
+    """num_iterations 0 trained TRL's three epochs; a misspelt optimizer failed when all had been sampled."""
+    name = str(next(iter(options)))
+    with pytest.raises(ValueError, match=rf"{kind.__name__}\.trainer.*{name}"):
+        kind.cpu("dial-sft", trainer=options)
+
+
+def test_checking_options_chooses_no_device():
+    GRPO.cpu(trainer={"max_grad_norm": 0.5, "use_vllm": True, "top_k": 50, "num_iterations": 2})
+    code = "from lib.methods.grpo import GRPO; GRPO.cpu(trainer={'top_k': 5}); "
+    code += "from accelerate.state import PartialState; assert not PartialState._shared_state"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_does_not_go_together_is_refused():

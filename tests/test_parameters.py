@@ -4,7 +4,7 @@ import json
 
 import nbformat
 import pytest
-from faults.parameters import DECLARED, EACH, PATHS, bad_values, fault_of, read_once
+from faults.parameters import BAD_OPTIONS, DECLARED, EACH, PATHS, bad_values, fault_of, read_once
 
 from lib.checked import faults
 from lib.course import rules
@@ -12,8 +12,11 @@ from lib.course.declared import start
 from lib.course.notebooks import NOTEBOOKS, CourseError, code_cells
 from lib.course.profiles import plan
 from lib.course.runner import run_course
+from lib.methods import METHODS
+from lib.methods.sft import SFTConfig
 from lib.sources import SOURCES
 
+REAL = {"TEST_SOURCES": ["dial"], "TRAIN_SOURCES": ["dial"]}
 PROFILES = sorted({file.parent.name for file in (NOTEBOOKS / "profiles").glob("*/[0-9]*.yaml")})
 
 
@@ -95,6 +98,50 @@ def test_all_faults_of_all_notebooks_are_said_together(no_kernel):
 def test_what_depends_on_another_parameter_is_held_to_it(stem, values, message, no_kernel):
     with pytest.raises(CourseError, match=message):
         run_course(only=[stem], overrides=values)
+
+
+TRAINERS = [stem for stem, parameter in EACH if parameter.name == "TRAINER"]
+
+
+@pytest.mark.parametrize("stem", TRAINERS)
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
+def test_an_option_of_trl_is_refused_before_any_notebook_is_begun(stem, options, private_runs, no_kernel):
+    """The runner and the set-up cell ask the configuration of what the notebook trains."""
+    (parameter,) = (parameter for parameter in DECLARED[stem] if parameter.name == "TRAINER")
+    assert fault_of(stem, parameter, options) == ""
+    kind = METHODS.get(stem.partition("_")[2], SFTConfig)
+    assert f"trl.{kind.arguments.__name__}" in parameter.help
+
+
+@pytest.mark.parametrize(
+    ("stem", "values", "message"),
+    [
+        ("02_qlora_sft", {"TEST_SOURCES": ["gsm8k"]}, "gsm8k_test.jsonl, which TEST_SOURCES takes"),
+        ("03_ada_grpo", {"TEST_SOURCES": ["dial", "csqa"]}, "csqa_test.jsonl, which TEST_SOURCES takes"),
+        ("05_adaptthink", {"PILOT_SOURCES": ["math"]} | REAL, "math_train.jsonl, which PILOT_SOURCES takes"),
+        ("01_data_formatting", {"TRAIN_SOURCES": ["gsm8k"]}, "gsm8k_train.jsonl, which TRAIN_SOURCES takes"),
+    ],
+)
+def test_a_data_folder_without_the_questions_is_refused(stem, values, message, tmp_path, no_kernel):
+    """The test questions are read after all training."""
+    with pytest.raises(CourseError, match=f"DATA_FOLDER holds no {message}"):
+        run_course(only=[stem], overrides=values | {"DATA_FOLDER": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"NUM_PROCESSES": 64, "MICRO_BATCH_SIZE": 1, "PROMPTS": 8}, "NUM_PROCESSES takes 2 at most"),
+        ({"ENGINE": "vllm"}, "ENGINE asks for vLLM, which is not installed"),
+        ({"TRAINER": {"use_vllm": True}}, "TRAINER asks for vLLM, which is not installed"),
+    ],
+)
+def test_what_this_machine_does_not_have_is_refused(values, message, no_kernel, monkeypatch):
+    monkeypatch.setattr("lib.course.declared.find_spec", lambda name: None)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(CourseError, match=message):
+        run_course(only=["03_ada_grpo"], overrides=values)
 
 
 def test_a_notebook_may_name_what_an_earlier_one_of_the_same_call_makes():

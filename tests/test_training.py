@@ -165,7 +165,7 @@ def test_what_a_reward_was_made_with_is_a_setting():
 def test_a_reward_that_nothing_tells_apart_is_refused_until_it_is_named():
     scorer = paying(torch.nn.Linear(2, 2))
     for reward in (scorer, partial(paying, object()), [1].count, math.sqrt):
-        with pytest.raises(ValueError, match=r"nothing says what this is .* attribute `setting`"):
+        with pytest.raises(ValueError, match=r"nothing says what it is .* give it an attribute `setting`"):
             identity(reward)
     scorer.setting = "scorer of May"
     assert identity(scorer) == "scorer of May"

@@ -46,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.course", description="Run the notebooks of the course."
-    )
+    parser = argparse.ArgumentParser("python -m lib.course", description="Run the notebooks of the course.")
     profile = "cpu (the notebooks' own values) or one of notebooks/profiles/"
     parser.add_argument("--profile", default=DEFAULT_PROFILE, help=profile)
     chosen = "these notebooks, by name or number"

@@ -1,19 +1,22 @@
 """What a notebook declares in its parameters cell, what is wrong with values for it, and its first call."""
 
 import ast
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from lib.checked import allowed, faults, raise_faults, tracker_fault
+from lib.checked import allowed, faults, raise_faults
 from lib.course import rules
 from lib.course.notebooks import NOTEBOOKS, CourseError, code_cells
-from lib.runs import Run, start_run
+from lib.runs import Run, located, start_run
 
+_CARDS = Path("/proc/driver/nvidia/gpus")
 _COMMENT = re.compile(r"(?:\[([^\]]*)\] *)?(.*)")
 
 
@@ -51,10 +54,8 @@ def read_parameters(path: Path) -> list[Parameter]:
     if len(tagged) != 1:
         raise CourseError(f"{path.name}: expected one cell tagged 'parameters', found {len(tagged)}.")
     lines = tagged[0].source.splitlines()
-    parameters = [
-        _parameter(node, lines[(node.end_lineno or node.lineno) - 1], path.name)
-        for node in ast.parse(tagged[0].source).body
-    ]
+    body = ast.parse(tagged[0].source).body
+    parameters = [_parameter(node, lines[(node.end_lineno or node.lineno) - 1], path.name) for node in body]
     _check_used(path, [cell for cell in cells if cell is not tagged[0]], parameters)
     return parameters
 
@@ -84,10 +85,8 @@ def _check_used(path: Path, cells: Sequence[nbformat.NotebookNode], parameters: 
     uses = {(node.id, type(node.ctx)) for node in nodes if isinstance(node, ast.Name)}
     for name in (parameter.name for parameter in parameters):
         if (name, ast.Store) in uses:
-            raise CourseError(
-                f"{path.name}: the parameter {name} is overwritten, so a value set from outside would be "
-                "lost. Use another name for the derived value."
-            )
+            lost = "so a value set from outside would be lost. Use another name for the derived value."
+            raise CourseError(f"{path.name}: the parameter {name} is overwritten, {lost}")
         if (name, ast.Load) not in uses and name not in ("PROFILE", "RUN_NAME"):  # which `start` reads
             raise CourseError(f"{path.name}: no cell uses the parameter {name}. Use it or remove it.")
 
@@ -107,13 +106,25 @@ def value_faults(
             yield fault + _advice(parameter, values[parameter.name])
         if not found:
             sound.add(parameter.name)
-            options = values[parameter.name] if parameter.type == "dict" else {}
-            if missing := tracker_fault(options.get("report_to")):
-                yield f"{where}: {missing}"
     if sound == set(values):
+        if values.get("TRAINER"):
+            yield from (f"{origin['TRAINER']}: TRAINER: {fault}" for fault in _option_faults(values, origin))
         for parameter in parameters:
             broken = (rules.dependency_fault(word, parameter.name, values) for word in parameter.relations)
             yield from (f"{origin[parameter.name]}: {fault}" for fault in broken if fault)
+
+
+def _option_faults(values: Mapping[str, Any], origin: Mapping[str, str]) -> list[str]:
+    """What the configuration of what the notebook trains, which it is named after, says of TRL's options."""
+    from lib.methods import METHODS  # only here: the runner starts without torch
+    from lib.methods.sft import SFTConfig
+
+    kind = METHODS.get(origin["TRAINER"].partition(".ipynb")[0].partition("_")[2], SFTConfig)
+    try:
+        getattr(kind, values.get("PRESET", "cpu"))("x", trainer=values["TRAINER"], weights=values["WEIGHTS"])
+    except ValueError as error:
+        return str(error).splitlines()
+    return []
 
 
 def _advice(parameter: Parameter, value: Any) -> str:
@@ -133,6 +144,32 @@ def missing_places(
         fault = None if promised else rules.missing_place(parameter.rule, value)
         if fault:
             yield f"{origin[parameter.name]}: {parameter.name} takes {parameter.allowed}, got {fault}"
+    if not any(fault for p in parameters for fault in faults("", p.annotation, values[p.name])):
+        yield from _missing_questions(values, origin)
+        yield from _missing_machine(values, origin)
+
+
+def _missing_questions(values: Mapping[str, Any], origin: Mapping[str, str]) -> Iterator[str]:
+    """Files that the data folder must hold for the sources: those of the test are read after all training."""
+    data = located(values.get("DATA_FOLDER") or "/no/such")
+    for name, sources in values.items() if data.is_dir() else ():
+        split = "test" if name == "TEST_SOURCES" else "train"  # which holds the questions for validation
+        for source in sources if name.endswith("_SOURCES") else ():
+            if source != "dial" and not (data / f"{source}_{split}.jsonl").is_file():
+                lacks = f"holds no {source}_{split}.jsonl, which {name} takes"
+                yield f"{origin['DATA_FOLDER']}: DATA_FOLDER {lacks}"
+
+
+def _missing_machine(values: Mapping[str, Any], origin: Mapping[str, str]) -> Iterator[str]:
+    """Devices and packages that values ask for; several machines count theirs when they start."""
+    alone = {os.environ.get(name) or "1" for name in ("NNODES", "SLURM_NNODES")} == {"1"}
+    cards = [] if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else [*_CARDS.glob("*")]
+    most = len(cards) or max(2, os.cpu_count() or 1)
+    if alone and values.get("NUM_PROCESSES", 1) > most:
+        yield f"{origin['NUM_PROCESSES']}: NUM_PROCESSES takes {most} at most on this machine, one a device"
+    asked = {"ENGINE": values.get("ENGINE") == "vllm", "TRAINER": values.get("TRAINER", {}).get("use_vllm")}
+    for name in (name for name, wanted in asked.items() if wanted and not find_spec("vllm")):
+        yield f"{origin[name]}: {name} asks for vLLM, which is not installed here: README has its environment"
 
 
 def start(notebook: str, names: Mapping[str, Any]) -> Run:

@@ -51,10 +51,8 @@ class Plan:
         declared = [parameter.name for parameter in self.parameters]
         for name, value in values.items():
             if name not in declared:
-                self.faults.append(
-                    f"{where}: {name} is not a parameter of this notebook{close(name, declared)}. "
-                    f"It declares {', '.join(declared)}."
-                )
+                unknown = f"{name} is not a parameter of this notebook{close(name, declared)}"
+                self.faults.append(f"{where}: {unknown}. It declares {', '.join(declared)}.")
             elif name == "PROFILE":
                 self.faults.append(f"{where}: PROFILE is chosen with --profile, not here.")
             else:
@@ -107,9 +105,8 @@ def _folder(profiles: Path, layer: str) -> Path:
     known = sorted({file.parent.name for file in profiles.glob("*/[0-9]*.yaml")})  # beside them lie jobs
     if layer not in known:
         known = [DEFAULT_PROFILE, *known]
-        raise CourseError(
-            f"There is no profile {layer!r}{close(layer, known)}. There are {', '.join(known)}."
-        )
+        there = f"There are {', '.join(known)}."
+        raise CourseError(f"There is no profile {layer!r}{close(layer, known)}. {there}")
     return profiles / layer
 
 

@@ -24,12 +24,11 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from lib.checked import Range
+from lib.checked import Range, is_json
 from lib.runs import ROOT, located
 
 SOURCES = tuple(yaml.safe_load((ROOT / "data" / "sources.yaml").read_text(encoding="utf-8")))
 SHIPPED = tuple(sorted(path.parent.name for path in ROOT.glob("data/checkpoints/*/provenance.json")))
-TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict}
 
 REASONS = {"qlora": "weights in 4 bits cannot be cut into parts; take 'lora', or let each process have all"}
 _RANGE = re.compile(r"(>?)(-?[\d.e-]*?)\.\.(-?[\d.e-]*)")
@@ -74,6 +73,8 @@ KINDS = {
     ),
     "real model": Kind(f"that names a model: {_REAL}", _is_model),
 }
+_JSON = Annotated[dict, Kind("with text as keys and numbers, text, lists and dicts as values", is_json)]
+TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": _JSON}
 LARGEST = 2**32 - 1  # of a whole number: what NumPy takes for a seed, and more than anything can be counted
 
 

@@ -20,9 +20,7 @@ METHODS: dict[str, type[MethodConfig]] = {method.name: method for method in ALL}
 def find_method(name: str) -> type[MethodConfig]:
     """The method of a name; an unknown one is a ValueError with the list."""
     if name not in METHODS:
-        raise ValueError(
-            f"There is no method {name!r}{close(name, METHODS) or '.'} There are {', '.join(METHODS)}"
-        )
+        raise ValueError(f"No method {name!r}{close(name, METHODS) or '.'} There are {', '.join(METHODS)}")
     return METHODS[name]
 
 

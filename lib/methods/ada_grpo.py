@@ -23,10 +23,8 @@ def format_counts(formats: Formats) -> torch.Tensor:
     sizes = {len(group) for group in formats}
     if len(sizes) != 1:
         raise ValueError(f"all groups must have the same size G, got groups of {sorted(sizes)}")
-    counts = [Counter(group) for group in formats]
-    return torch.tensor(
-        [[count[format] for format in group] for group, count in zip(formats, counts, strict=True)]
-    )
+    counts = zip(formats, map(Counter, formats), strict=True)
+    return torch.tensor([[count[format] for format in group] for group, count in counts])
 
 
 def diversity_scale(
@@ -54,10 +52,8 @@ def scale_rewards(
     there unless the reward is 0.
     """
     if rewards.shape != (len(formats), len(formats[0])):
-        raise ValueError(
-            f"rewards have the shape {tuple(rewards.shape)}, but there are {len(formats)} groups of formats "
-            f"with {len(formats[0])} each"
-        )
+        groups = f"{len(formats)} groups of formats with {len(formats[0])} each"
+        raise ValueError(f"rewards have the shape {tuple(rewards.shape)}, but there are {groups}")
     rewards = rewards if rewards.is_floating_point() else rewards.float()
     counts = format_counts(formats).to(rewards)  # late, rewards differ little: count in their precision
     scale = diversity_scale(counts, rewards.size(1), step, total_steps, decay=decay)
@@ -78,9 +74,8 @@ class AdaGRPO(GRPO):
     def shape_group(self, group: Group, progress: Progress) -> torch.Tensor:
         later = int(self.schedule == "code")
         rewards = group.ok if self.without is None else group.ok * ~group.opens(self.without)
-        return scale_rewards(
-            rewards, group.mode, progress.step + later, progress.total + later, decay=self.decay
-        )
+        step, total = progress.step + later, progress.total + later
+        return scale_rewards(rewards, group.mode, step, total, decay=self.decay)
 
     @classmethod
     def code(cls, base: str, **changes: Any) -> Self:

@@ -18,6 +18,13 @@ from lib.methods.readings import SKIPS, THINKS, THINKS_ANYHOW
 
 Variant = Literal["geometric_mean", "sequence", "token", "unadjusted"]
 VARIANTS: tuple[Variant, ...] = ("geometric_mean", "sequence", "token", "unadjusted")
+UNREAD = (  # options for the loss of TRL, which this one takes the place of
+    *("loss_type", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold"),
+    *("mask_truncated_completions", "top_entropy_quantile", "use_adaptive_entropy", "entropy_target"),
+    *("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "use_bias_correction_kl"),
+    *("sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos"),
+    *("vespo_k_neg", "vespo_lambda_neg", "use_liger_kernel", "router_aux_loss_coef", "sync_ref_model"),
+)
 PAPER_BASE = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
 
 # ---- formulas ----------------------------------------------------------------------------------
@@ -119,6 +126,7 @@ class AdaptThink(Thinking):
     name: ClassVar[str] = "adaptthink"
     needs: ClassVar[tuple[str, ...]] = (*MethodConfig.needs, "reference_accuracy")  # of `with_reference`
     own_loss: ClassVar[bool] = True
+    taken: ClassVar[dict[str, str]] = MethodConfig.taken | dict.fromkeys(UNREAD, "AdaptThink's own loss")
     shown: ClassVar[Mapping[str, str]] = {
         "skipping right": "nothinking/accuracy",
         "thinking right": "thinking/accuracy",
@@ -133,13 +141,12 @@ class AdaptThink(Thinking):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        if not 0 < self.skipping < self.num_generations:
+        share = self.num_generations * self.nothinking_ratio
+        if abs(share - self.skipping) > 1e-6 or not 0 < self.skipping < self.num_generations:
             yield (
-                f"nothinking_ratio {self.nothinking_ratio} of num_generations {self.num_generations} leaves "
-                "one mode without responses"
+                f"nothinking_ratio * num_generations = {share:g} of {self.num_generations} responses cannot "
+                "be forced to skip: each mode needs a whole number from 1, or the loss has another ratio"
             )
-        if self.beta:
-            yield f"beta must be 0, got {self.beta}: AdaptThink has no KL term"
 
     @property
     def skipping(self) -> int:

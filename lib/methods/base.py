@@ -13,21 +13,17 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 import torch
 import trl
 
-from lib.checked import Range, check_fields, close, faults, raise_faults, tracker_fault
+from lib.checked import Range, check_fields, close, raise_faults
+from lib.methods.options import option_faults
+from lib.methods.with_vllm import vllm_conflicts
 from lib.verify import Rules
 
 Modes = Sequence[Sequence[str | None]]
 Share = Annotated[float, Range(0, 1)]
 Count = Annotated[int, Range(1)]
 # Settings for the dial world: 96 responses a batch, all weights, a few minutes on one core.
-DIAL: dict[str, Any] = {
-    "batches": 80,
-    "micro_batch_size": 96,
-    "learning_rate": 4e-4,
-    "max_completion_length": 160,
-    "precision": "float32",
-    "gradient_checkpointing": False,
-}
+DIAL: dict[str, Any] = {"batches": 80, "micro_batch_size": 96, "learning_rate": 4e-4}
+DIAL |= {"max_completion_length": 160, "precision": "float32", "gradient_checkpointing": False}
 
 
 class Progress(NamedTuple):
@@ -82,13 +78,13 @@ class TrainingConfig:
     shown: ClassVar[Mapping[str, str]] = {"loss": "loss"}  # what is said meanwhile: label, name in the logs
     taken: ClassVar[dict[str, str]] = {  # TRL's options: what sets them here
         **by_name("seed", "learning_rate", "gradient_checkpointing"),
-        "output_dir": "the run's folder",
+        **dict.fromkeys(("output_dir", "resume_from_checkpoint"), "the run's folder"),
+        **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed"), "accelerate_config of lib.engines.launch"),
+        **dict.fromkeys(("use_cpu", "local_rank"), "the machine"),
         "data_seed": "seed",
-        "bf16": "precision",
-        "fp16": "precision",
-        "per_device_train_batch_size": "micro_batch_size",
-        "gradient_accumulation_steps": "micro_batch_size",
-        "save_steps": "save_every",
+        **dict.fromkeys(("bf16", "fp16"), "precision"),
+        **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), "micro_batch_size"),
+        **dict.fromkeys(("save_steps", "save_strategy", "save_only_model"), "save_every"),
     }
 
     base: str
@@ -113,22 +109,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        raise_faults(self._option_faults())
-
-    def _option_faults(self) -> typing.Iterator[str]:
-        """What is wrong with `trainer`."""
-        where, hints = f"{type(self).__name__}.trainer", typing.get_type_hints(self.arguments)
-        known = {field.name for field in fields(self.arguments) if field.init}
-        for name, value in self.trainer.items():
-            if name in self.taken:
-                yield f"{where}: {name!r} is set by {self.taken[name]}"
-            elif name not in known:
-                yield f"{where}: {self.arguments.__name__} has no option {name!r}{close(name, known)}"
-            else:
-                found = list(faults(f"{where}[{name!r}]", hints[name], value))
-                if not found and name == "report_to" and (fault := tracker_fault(value)):
-                    found = [f"{where}: {fault}"]
-                yield from found
+        raise_faults(option_faults(f"{type(self).__name__}.trainer", self, self.trainer))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -165,15 +146,12 @@ class MethodConfig(TrainingConfig):
         **TrainingConfig.taken,
         **by_name("num_generations", "max_completion_length", "temperature", "epsilon", "beta"),
         **by_name("entropy_coef", "weight_decay", "lr_scheduler_type"),
-        "max_steps": "batches",
-        "num_train_epochs": "batches",
+        **dict.fromkeys(("max_steps", "num_train_epochs"), "batches"),
         "generation_batch_size": "prompts",
         "steps_per_generation": "updates",
-        "eval_strategy": "eval_every",
-        "eval_steps": "eval_every",
+        **dict.fromkeys(("eval_strategy", "eval_steps"), "eval_every"),
         "scale_rewards": "the method's advantage",
-        "multi_objective_aggregation": "the method, which has one reward",
-        "reward_weights": "the method, which has one reward",
+        **dict.fromkeys(("multi_objective_aggregation", "reward_weights"), "the method's one reward"),
     }
 
     batches: Count = 171  # rollout batches: T
@@ -203,29 +181,19 @@ class MethodConfig(TrainingConfig):
         """What does not go together, a sentence each."""
         responses, share = self.prompts * self.num_generations, self.micro_batch_size * self.updates
         if responses % share:
-            yield (
-                f"prompts * num_generations = {responses} responses cannot be shared by updates = "
-                f"{self.updates} in micro-batches of micro_batch_size = {self.micro_batch_size}: make it a "
-                f"multiple of {share}"
-            )
+            parts = f"updates = {self.updates} in micro-batches of micro_batch_size = {self.micro_batch_size}"
+            made = f"prompts * num_generations = {responses} responses"
+            yield f"{made} cannot be shared by {parts}: make it a multiple of {share}"
         if self.cooldown and (self.lr_scheduler_type != "constant" or "lr_scheduler_kwargs" in self.trainer):
             yield "cooldown needs lr_scheduler_type 'constant', and no lr_scheduler_kwargs in trainer"
-        if "loss_type" in self.trainer and (self.normaliser != "batch" or self.own_loss):
+        if "loss_type" in self.trainer and self.normaliser != "batch":
             yield f"loss_type in trainer: the loss is that of {self.name}, by normaliser {self.normaliser!r}"
+        for name in ("reading", "rules", "normaliser", "beta", "kl", "entropy_coef") if self.own_loss else ():
+            if (default := getattr(type(self), name)) != getattr(self, name):
+                yield f"{name} must be {default!r}, got {getattr(self, name)!r}: {self.name} does not read it"
         starts = self.start(Progress(0, self.batches), self.num_generations, random.Random(0))
         if self.trainer.get("use_vllm"):
-            yield from self._vllm_conflicts(forced=set(starts) != {None})
-
-    def _vllm_conflicts(self, *, forced: bool) -> typing.Iterator[str]:
-        if self.weights == "qlora":
-            yield (
-                'use_vllm with weights "qlora": vLLM would draw from other weights than those in 4 bits that '
-                'are trained. Use weights "lora" in bfloat16 with vLLM, or leave use_vllm out'
-            )
-        plain = {"vllm_mode": "colocate", "vllm_enable_sleep_mode": False, "vllm_tensor_parallel_size": 1}
-        for name, value in plain.items() if forced else ():
-            if self.trainer.get(name, value) != value:
-                yield f"{name} must be {value!r}: {self.name} forces starts, each process those of its rows"
+            yield from vllm_conflicts(self, forced=set(starts) != {None})
 
     def as_json(self) -> dict[str, Any]:
         """The method's name and its fields, for `lib.methods.from_json`."""

@@ -9,7 +9,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Arguments
 
 from lib.runs import STOPPING, Run
 
@@ -42,9 +45,7 @@ class RunCallback(TrainerCallback):
         self._longest = 0.0  # seconds of a step
         self._old_handlers: dict[int, Any] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if state.global_step >= self.last(state):
             raise NothingLeftError
         self._begun = self._last_end = time.monotonic()
@@ -57,9 +58,7 @@ class RunCallback(TrainerCallback):
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """Resumed, several processes would take the rows in the first epoch's order; so would TRL's RL."""
         batches = kwargs["train_dataloader"].batch_sampler
         while hasattr(batches, "batch_sampler"):
@@ -67,9 +66,7 @@ class RunCallback(TrainerCallback):
         if hasattr(batches.sampler, "set_epoch"):
             batches.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         now, updates = time.monotonic(), updates_per_batch(args)
         self._longest, self._last_end = max(self._longest, now - self._last_end), now
         soon = time.time() + (updates + 0.5) * self._longest > self.ends
@@ -84,18 +81,12 @@ class RunCallback(TrainerCallback):
         if state.global_step >= self.last(state):
             control.should_log = control.should_training_stop = True
 
-    def last(self, state: TrainerState) -> int:
+    def last(self, state: State) -> int:
         """The step after which to stop."""
         return min(self.stop_at or state.max_steps, state.max_steps)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        logs = kwargs.get("logs")
         if not state.is_world_process_zero or not logs or not {"loss", "eval_loss"} & logs.keys():
             return
         seconds = time.monotonic() - self._begun
@@ -105,9 +96,8 @@ class RunCallback(TrainerCallback):
         every = max(1, last // LINES // args.logging_steps) * args.logging_steps
         due = "loss" in logs and (state.global_step % every == 0 or state.global_step >= last)
         if self.say is not None and due:
-            found = "   ".join(
-                f"{label} {float(logs[name]):.3f}" for label, name in self.shown.items() if name in logs
-            )
+            values = {label: float(logs[name]) for label, name in self.shown.items() if name in logs}
+            found = "   ".join(f"{label} {value:.3f}" for label, value in values.items())
             self.say(f"step {state.global_step:>5} of {last}   {found}   {seconds:4.0f} s")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -120,12 +110,10 @@ def end_of_job() -> float:
     try:
         return float(given)
     except ValueError:
-        raise ValueError(
-            f"JOB_END_TIME must be in seconds since 1970, as of `date +%s`, got {given!r}"
-        ) from None
+        raise ValueError(f"JOB_END_TIME must be in seconds since 1970 (date +%s), got {given!r}") from None
 
 
-def updates_per_batch(args: TrainingArguments) -> int:
+def updates_per_batch(args: Arguments) -> int:
     """Steps on one rollout batch, which no checkpoint holds: to resume within one is to draw it anew."""
     rollouts = getattr(args, "steps_per_generation", None) or args.gradient_accumulation_steps
     return getattr(args, "num_iterations", 1) * rollouts // args.gradient_accumulation_steps

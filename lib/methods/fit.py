@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from lib.checked import identity
 from lib.engines.vllm import import_vllm
 from lib.methods import from_json
-from lib.methods.base import MethodConfig
+from lib.methods.base import MethodConfig, Progress
 from lib.methods.readings import READINGS, accuracy_reward
 from lib.methods.sft_rows import read_rows
 from lib.methods.trainer import MethodTrainer
@@ -63,19 +63,14 @@ def build(
         import_vllm()  # before anything loads
     model, tokenizer = load_trainable(config)
     if arguments.use_vllm:
-        most = model.config.max_position_embeddings
-        set_context(arguments, config, [*rows, *validation_rows], tokenizer, most)
+        most, start = model.config.max_position_embeddings, Progress(0, config.batches)
+        set_context(arguments, config, start, [*rows, *validation_rows], tokenizer, most)
     reading = READINGS[config.reading](tokenizer, config)
-    trainer = MethodTrainer(
-        config,
-        reading,
-        model=model,
-        reward_funcs=reward or accuracy_reward(reading.is_right),
-        args=arguments,
-        train_dataset=Dataset.from_list([dict(row) for row in rows]),
-        eval_dataset=Dataset.from_list([dict(row) for row in validation_rows]) if validation_rows else None,
-        processing_class=tokenizer,
-    )
+    train_set, watched = (Dataset.from_list([dict(row) for row in some]) for some in (rows, validation_rows))
+    data: dict[str, Any] = {"train_dataset": train_set, "eval_dataset": watched if validation_rows else None}
+    data["reward_funcs"] = reward or accuracy_reward(reading.is_right)
+    named = data | {"model": model, "args": arguments, "processing_class": tokenizer}
+    trainer = MethodTrainer(config, reading, **named)
     prepare(trainer, config)
     return trainer
 
@@ -93,8 +88,7 @@ def fit(
     """Train, or go on where the run folder stopped: the model, its tokenizer, and what it took.
 
     The result is saved to `run.checkpoint / "result"`. `stop_at` ends early on the schedule of the full run.
-    Ctrl-C saves and raises KeyboardInterrupt; the same call then resumes. What was trained to the end before
-    is loaded.
+    Ctrl-C saves, and the same call goes on from there. What was trained to the end before is loaded.
     """
 
     def describe(trainer: trl.GRPOTrainer) -> Facts:

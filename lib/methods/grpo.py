@@ -27,9 +27,7 @@ def group_relative_advantages(
     eight times 8/3 have .19: the mean is rounded, and that error is divided by a deviation as small.
     """
     if rewards.dim() != 2 or rewards.size(1) < 2:
-        raise ValueError(
-            f"rewards must have the shape (B, G) with G of 2 or more, got {tuple(rewards.shape)}"
-        )
+        raise ValueError(f"rewards must have the shape (B, G), G of 2 or more, got {tuple(rewards.shape)}")
     equal = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
     centred = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(equal, 0.0)
     if scale == "none":

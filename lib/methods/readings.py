@@ -72,11 +72,8 @@ class ThinkingReading:
 
     def opening(self, mode: str) -> Opening:
         close, start = self.tokens.close, self.tokens.start
-        return {
-            SKIPS: Opening([close], []),
-            THINKS: Opening([start], []),
-            THINKS_ANYHOW: Opening([], [close]),
-        }[mode]
+        ways = {SKIPS: ([close], []), THINKS: ([start], []), THINKS_ANYHOW: ([], [close])}
+        return Opening(*ways[mode])
 
     def shares(self, mode: str | None, ids: Sequence[int]) -> dict[str, bool]:
         usual = (self.tokens.close, self.tokens.start)

@@ -50,13 +50,12 @@ class SFTConfig(TrainingConfig):
     taken: ClassVar[dict[str, str]] = {
         **TrainingConfig.taken,
         **by_name("max_steps", "max_length"),
-        "packing": "the loss, which needs one response a row",
-        "padding_free": "the loss, which needs one response a row",
+        **dict.fromkeys(("packing", "padding_free"), "the loss, which needs one response a row"),
+        **dict.fromkeys(("loss_type", "label_smoothing_factor"), "weighting"),
         "num_train_epochs": "epochs",
         "warmup_steps": "warmup_share",
         "logging_steps": "log_every",
-        "eval_strategy": "save_every",
-        "eval_steps": "save_every",
+        **dict.fromkeys(("eval_strategy", "eval_steps"), "save_every"),
         "per_device_eval_batch_size": "micro_batch_size",
     }
 
@@ -191,14 +190,9 @@ def make_trainer(config: SFTConfig, rows: Rows, validation_rows: Rows, run: Run)
     options |= {"metric_for_best_model": "eval_perplexity", "greater_is_better": False}
     arguments = trainer_arguments(config, run.checkpoint, config.batch_size, **options)
     model, tokenizer = load_trainable(config, config.new_tokens)
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=encode_rows(rows, tokenizer, config.max_length),
-        eval_dataset=encode_rows(validation_rows, tokenizer, config.max_length),
-        processing_class=tokenizer,
-        weighting=config.weighting,
-    )
+    train, watched = (encode_rows(some, tokenizer, config.max_length) for some in (rows, validation_rows))
+    data = {"train_dataset": train, "eval_dataset": watched, "processing_class": tokenizer}
+    trainer = SFTTrainer(model=model, args=arguments, weighting=config.weighting, **data)
     prepare(trainer, config)
     first = next(iter(trainer.get_train_dataloader()))
     if faults := masking_faults(first, tokenizer.eos_token_id):
@@ -217,22 +211,16 @@ def train_sft(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Facts]:
     """Train, or go on where the run folder stopped: the best model, its tokenizer, and what it took.
 
-    The result is saved to `run.checkpoint / "result"`: an adapter for `peft`, or the whole model. `stop_at`
-    ends early on the schedule of the full run. Ctrl-C saves and raises KeyboardInterrupt; the same call
-    then resumes. What was trained to the end before is loaded.
+    As `lib.methods.fit.fit`; the result is an adapter for `peft`, or the whole model.
     """
 
     def describe(trainer: SFTTrainer) -> Facts:
         logged = [row["tokens_per_second"] for row in run.metrics() if "tokens_per_second" in row]
-        return {
-            "rows": len(rows),
-            "too_long": len(rows) - len(trainer.train_dataset),
-            "best_step": trainer.state.best_global_step,
-            "perplexity": trainer.state.best_metric,
-            "tokens_per_second": round(statistics.median(logged)),
-            "model_mb": round(trainer.model.get_memory_footprint() / 2**20, 2),
-            "trained_parameters": trainer.model.num_parameters(only_trainable=True),
-        }
+        facts: Facts = {"rows": len(rows), "too_long": len(rows) - len(trainer.train_dataset)}
+        facts |= {"best_step": trainer.state.best_global_step, "perplexity": trainer.state.best_metric}
+        facts["tokens_per_second"] = round(statistics.median(logged))
+        facts["model_mb"] = round(trainer.model.get_memory_footprint() / 2**20, 2)
+        return facts | {"trained_parameters": trainer.model.num_parameters(only_trainable=True)}
 
     build = partial(make_trainer, config, rows, validation_rows, run)
     more: dict[str, Any] = {"merge": False, "say": say, "stop_at": stop_at}

@@ -49,21 +49,16 @@ def read_rows(path: str | Path, texts: Sequence[str] = ("prompt", "completion"))
 def by_length(batches: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     """The rows of a step's micro-batches, put together anew by length, each cut after its longest row."""
     width = max(batch["input_ids"].shape[1] for batch in batches)
-    fill = {"labels": IGNORED}  # ids of padding are masked, whatever they are
-    joined = {
-        name: torch.cat(
-            [
-                pad(batch[name], (0, width - batch[name].shape[1]), value=fill.get(name, 0))
-                for batch in batches
-            ]
-        )
-        for name in batches[0]
-    }
+
+    def widened(values: torch.Tensor, name: str) -> torch.Tensor:
+        fill = IGNORED if name == "labels" else 0  # ids of padding are masked, whatever they are
+        return pad(values, (0, width - values.shape[1]), value=fill)
+
+    joined = {name: torch.cat([widened(batch[name], name) for batch in batches]) for name in batches[0]}
     lengths, order = joined["attention_mask"].sum(1).sort(stable=True)
-    return [
-        {name: values[rows, : int(ends.max())] for name, values in joined.items()}
-        for rows, ends in zip(order.chunk(len(batches)), lengths.chunk(len(batches)), strict=True)
-    ]
+    parts = zip(order.chunk(len(batches)), lengths.chunk(len(batches)), strict=True)
+    cut = [(rows, int(ends.max())) for rows, ends in parts]
+    return [{name: values[rows, :end] for name, values in joined.items()} for rows, end in cut]
 
 
 def masking_faults(batch: Mapping[str, torch.Tensor], eos_token_id: int) -> list[str]:

@@ -76,11 +76,9 @@ class MethodTrainer(TrimmingTrainer):
     def _draw_starts(self, count: int) -> list[str | None]:
         """The modes that this process's next `count` responses must open with."""
         size, first = self.num_generations, self.accelerator.process_index * count
-        starts = {
-            group: self.method.start(self.progress, size, self._rng("start", group))
-            for group in range(first // size, (first + count - 1) // size + 1)
-        }
-        return [starts[place // size][place % size] for place in range(first, first + count)]
+        groups = range(first // size, (first + count - 1) // size + 1)
+        found = {group: self.method.start(self.progress, size, self._rng("start", group)) for group in groups}
+        return [found[place // size][place % size] for place in range(first, first + count)]
 
     def _request(self, prompt_ids: Sequence[int], start: str | None) -> Request:
         """What our loop is asked for: a response that opens in one mode, within its cap."""
@@ -189,20 +187,15 @@ class MethodTrainer(TrimmingTrainer):
         """TRL's batch, with the method's advantages, and what its loss asks for."""
         training = self.model.training
         if training:
-            keys = [row.get("id", row["prompt"]) for row in inputs]
-            inputs = [
-                self.method.rewrite(dict(row), self._rng("rewrite", key), self.progress)
-                for row, key in zip(inputs, keys, strict=True)
-            ]
+            keyed = [(self._rng("rewrite", row.get("id", row["prompt"])), dict(row)) for row in inputs]
+            inputs = [self.method.rewrite(row, rng, self.progress) for rng, row in keyed]
         batch = super()._generate_and_score_completions(inputs)
         batch |= self.reading.columns(batch["completion_ids"])
         if training:
             mine = slice(self.accelerator.process_index * len(inputs), None)
             batch["advantages"] = self._advantages(batch["completion_ids"].shape[1], mine)[: len(inputs)]
-        suppressed = training and any(
-            self.reading.opening(start).never for start in self._all_starts if start is not None
-        )
-        if self.reading.watched and (suppressed or not training):
+        openings = (self.reading.opening(start) for start in self._all_starts if start is not None)
+        if self.reading.watched and (not training or any(opening.never for opening in openings)):
             name, token = self.reading.watched
             batch[name] = self._first_log_prob(batch, token)
             if not training:

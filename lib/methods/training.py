@@ -122,11 +122,8 @@ def train_policy(
     What was trained before is loaded (see `load_trained`). `more` are settings beside the configuration.
     """
     callback = RunCallback(run, say=say, stop_at=stop_at, shown=config.shown)
-    settings = config.as_json() | {
-        "start": fingerprint(config.base),
-        "rows": digest(list(rows)),
-        "validation_rows": digest(list(validation_rows)),
-    }
+    settings = config.as_json() | {"start": fingerprint(config.base), "rows": digest(list(rows))}
+    settings["validation_rows"] = digest(list(validation_rows))
     trainer, facts = train_once(run, settings | more, build, callback, describe)
     facts = {"config": config.as_json()} | facts
     if trainer:
@@ -208,14 +205,9 @@ def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> Facts:
         raise KeyboardInterrupt(saved)
     if trainer.state.global_step == trainer.state.max_steps:
         trainer.save_model(str(run.checkpoint / "result"))
-    return {
-        "steps": trainer.state.global_step,
-        "seconds": round(time.monotonic() - begun, 1),
-        "threads": torch.get_num_threads(),
-        "processes": trainer.accelerator.num_processes,
-        "resumed": resume_from is not None,
-        "memory_mb": round(device_memory_mb()),
-    }
+    facts = {"steps": trainer.state.global_step, "seconds": round(time.monotonic() - begun, 1)}
+    facts |= {"threads": torch.get_num_threads(), "processes": trainer.accelerator.num_processes}
+    return facts | {"resumed": resume_from is not None, "memory_mb": round(device_memory_mb())}
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -67,9 +67,8 @@ class TrimmingTrainer(trl.GRPOTrainer):
             return False
         lacking = not_understood(self.model.generation_config, self.generation_config)
         if lacking:
-            logger.warning_once(
-                f"{lacking}: set for generation, so responses come from TRL's own, slower loop"
-            )
+            why = "set for generation, so responses come from TRL's own, slower loop"
+            logger.warning_once(f"{lacking}: {why}")
         return not lacking
 
     # ---- passes ----
@@ -86,9 +85,8 @@ class TrimmingTrainer(trl.GRPOTrainer):
     ) -> Any:
         plain = super()._get_per_token_logps_and_entropies
         if any(value is not None and value is not False for value in others.values()):
-            return plain(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
-            )
+            more = (logits_to_keep, batch_size, compute_entropy)
+            return plain(model, input_ids, attention_mask, *more, **others)
         begins, ends = real_span(attention_mask, logits_to_keep)
         found: list[list[torch.Tensor | None]] = []
         order: list[int] = []
@@ -98,9 +96,8 @@ class TrimmingTrainer(trl.GRPOTrainer):
             found.append([None if x is None else part.put_back(x) for x in values])
             order += rows
         back = torch.tensor(order, device=input_ids.device).argsort()
-        return tuple(
-            None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*found, strict=True)
-        )
+        columns = zip(*found, strict=True)
+        return tuple(None if parts[0] is None else torch.cat(parts)[back] for parts in columns)
 
     def _passes(self, sizes: Sequence[int], batch_size: int | None) -> list[list[int]]:
         """Rows of each pass. Every rank makes as many: DDP and FSDP talk to the others in each of them."""
@@ -121,11 +118,8 @@ class TrimmingTrainer(trl.GRPOTrainer):
             return inputs
         steps = self.args.steps_per_generation
         together = gcd(steps, self.args.gradient_accumulation_steps)  # of one update, wherever that begins
-        self._buffered_inputs = [
-            batch
-            for first in range(0, steps, together)
-            for batch in by_length(self._buffered_inputs[first : first + together])
-        ]
+        updates = [self._buffered_inputs[first : first + together] for first in range(0, steps, together)]
+        self._buffered_inputs = [batch for update in updates for batch in by_length(update)]
         return self._buffered_inputs[self._step % steps]
 
     def _is_order_free(self) -> bool:
@@ -149,11 +143,8 @@ def not_understood(*configs: GenerationConfig) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for config in configs:
         options |= {name: getattr(config, name, None) for name in (options | config.to_diff_dict())}
-    return {
-        name: value
-        for name, value in options.items()
-        if name not in UNDERSTOOD and value is not None and value != NEUTRAL.get(name)
-    }
+    given = {name: value for name, value in options.items() if name not in UNDERSTOOD and value is not None}
+    return {name: value for name, value in given.items() if value != NEUTRAL.get(name)}
 
 
 def real_span(attention_mask: torch.Tensor, logits_to_keep: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +190,5 @@ def by_length(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [dict(batch) for batch in batches]
     joined = {name: torch.cat([batch[name] for batch in batches]) for name in rowwise}
     order = (joined["prompt_mask"].sum(1) + joined["completion_mask"].sum(1)).argsort()
-    return [
-        dict(batch) | {name: joined[name][rows] for name in rowwise}
-        for batch, rows in zip(batches, order.chunk(len(batches)), strict=True)
-    ]
+    chunks = zip(batches, order.chunk(len(batches)), strict=True)
+    return [dict(batch) | {name: joined[name][rows] for name in rowwise} for batch, rows in chunks]

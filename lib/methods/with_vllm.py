@@ -5,7 +5,7 @@ vLLM's log-probs are not quite the trainer's, so the ratio of the two weighs eac
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import trl
@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from lib.engines.base import Request, Sampling
 from lib.engines.vllm import VLLMEngine
-from lib.methods.base import MethodConfig, Progress
 
 OPTIONS = {
     "vllm_importance_sampling_mode": "token_truncate",
@@ -23,16 +22,30 @@ OPTIONS = {
 ROOM = 16  # tokens that `rewrite` may add at another step
 
 
+def vllm_conflicts(config: Any, *, forced: bool) -> Iterator[str]:
+    """What a method's configuration has that does not go with vLLM; `forced`: it makes responses start so."""
+    if config.weights == "qlora":
+        yield (
+            'use_vllm with weights "qlora": vLLM would draw from other weights than those in 4 bits that '
+            'are trained. Use weights "lora" in bfloat16 with vLLM, or leave use_vllm out'
+        )
+    plain = {"vllm_mode": "colocate", "vllm_enable_sleep_mode": False, "vllm_tensor_parallel_size": 1}
+    for name, value in plain.items() if forced else ():
+        if config.trainer.get(name, value) != value:
+            yield f"{name} must be {value!r}: {config.name} forces starts, each process those of its rows"
+
+
 def set_context(
     arguments: trl.GRPOConfig,
-    config: MethodConfig,
+    config: Any,
+    start: Any,
     rows: Sequence[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     most: int,
 ) -> None:
-    """Unless it is set: what the longest prompt and its response need, or `most`."""
+    """Unless it is set: what the longest prompt, as at `start`, and its response need, or `most`."""
     if arguments.vllm_max_model_length is None:
-        rng, start = random.Random(0), Progress(0, config.batches)
+        rng = random.Random(0)
         prompts = [config.rewrite(dict(row), rng, start)["prompt"] for row in rows]
         longest = max(len(ids) for ids in tokenizer(prompts).input_ids)
         arguments.vllm_max_model_length = min(most, longest + ROOM + config.max_completion_length + 1)

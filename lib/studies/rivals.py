@@ -13,7 +13,7 @@ import torch
 
 from lib.bandit.actions import ActionSpace
 from lib.bandit.environments import Environment
-from lib.checked import Range, check_value
+from lib.checked import Range, faults, raise_faults
 from lib.dial.surface import Surface
 
 Rule = Literal["epsilon_greedy", "lin_ucb", "lin_ts"]
@@ -29,8 +29,8 @@ class LinearBandit:
     """
 
     def __init__(self, dim: int, arms: int, *, rule: Rule, exploration: float, ridge: float = 1.0):
-        check_value("rule", Rule, rule, "LinearBandit")
-        check_value("exploration", Annotated[float, Range(0)], exploration, "LinearBandit")
+        raise_faults(faults("LinearBandit: rule", Rule, rule))
+        raise_faults(faults("LinearBandit: exploration", Annotated[float, Range(0)], exploration))
         if arms * dim**2 > MAX_CELLS:
             raise ValueError(
                 f"{arms} arms with {dim} features need {4 * arms * dim**2 / 2**30:.0f} GB: "

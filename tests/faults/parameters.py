@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from typing import Any
 from unittest.mock import patch
 
@@ -13,6 +14,16 @@ from lib.runs import runs_folder
 
 PATHS = {path.stem: path for path in find_notebooks()}
 DECLARED = {stem: read_parameters(path) for stem, path in PATHS.items()}
+NO_JSON = [date(2020, 1, 1), {"b": {2}}, {3: 1}, [float("nan")], (1, 2), [{None: 1}]]
+BAD_OPTIONS: list[dict[Any, Any]] = [
+    *({"no_such": 3}, {"report_to": 5}, {"report_to": [1]}, {1: 2}, {1: 2, "optim": 3}),
+    *({"logging_steps": date(2020, 1, 1)}, {"logging_steps": 0}, {"max_grad_norm": -1}, {"optim": "adamm"}),
+    *({"loss_type": "nope"}, {"resume_from_checkpoint": "/no/such"}, {"num_iterations": 0}),
+    *({"num_iterations": -1}, {"top_p": 5.0}, {"importance_sampling_level": "x"}, {"learning_rate": 1.0}),
+    *({"lr_scheduler_kwargs": {"a": {1}}}, {"accelerator_config": {"x": 1}}, {"save_total_limit": 0}),
+    *({"hub_strategy": "x"}, {"torch_empty_cache_steps": 0}, {"adam_beta1": 1.0}, {"warmup_steps": -5}),
+    *({"max_grad_norm": float("nan")}, {"use_cpu": True}, {"fsdp": "full_shard"}, {"disable_tqdm": "no"}),
+]
 EACH = [(stem, parameter) for stem, parameters in DECLARED.items() for parameter in parameters]
 
 
@@ -41,7 +52,7 @@ def fault_of(stem: str, parameter: Parameter, value: Any) -> str:
         except Exception as error:
             said[place] = f"{type(error).__name__}: {error}"
     lines = [line for line in said[0].splitlines() if f": {parameter.name}" in line]
-    if not any(" takes " in line and "got" in line for line in lines):
+    if not lines or not (parameter.type == "dict" or any(" takes " in x and "got" in x for x in lines)):
         return f"the runner says {said[0]!r:.200}"
     if f"{stem}: {parameter.name}" not in said[1]:
         return f"the set-up cell says {said[1]!r:.200}"
@@ -57,7 +68,7 @@ def bad_values(parameter: Parameter) -> list[Any]:
         "int": [1.5, "3", True, None, -4, float("nan")],
         "float": ["1e-5", True, None, float("nan"), float("inf"), -1, 1000],
         "str": [3, None, ["a"]],
-        "dict": [3, "a", None],
+        "dict": [3, "a", None, {1: 2}, {1: 2, "a": 3}, *({"a": value} for value in NO_JSON)],
         "list[str]": ["dial", [], [3], ["gsm8kk"], None],
         "list[int]": [4, [], [-1], [0], [True], ["a"], None],
         "list[float]": [0.5, [], [-1.0], [float("nan")], [True], ["a"], None],
