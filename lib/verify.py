@@ -147,7 +147,6 @@ def _words(text: str) -> str | None:
 
 # ---- ARM's rules -------------------------------------------------------------------------------
 
-
 _YES_OR_NO = ("yes", "no", "true", "false", "valid", "invalid")  # the answers of six tasks of BBH
 
 
@@ -238,7 +237,7 @@ def _word(word: str) -> str:
 
 def _unnamed(text: str, other: str) -> str:
     """What a name stands for, `x = 5` or `(x,y) = (1,2)`, where the other has no name."""
-    alone = len(re.findall(_EQUALS, text)) == 1 and not re.search(_EQUALS, other)
+    alone = (len(re.findall(_EQUALS, text)), len(re.findall(_EQUALS, other))) == (1, 0)
     return re.sub(_NAMED, "", text) if alone else text
 
 
@@ -256,7 +255,6 @@ def _split_unit(text: str) -> tuple[str, str]:
 
 
 def _fences(text: str) -> Counter[str]:
-    """The fences around lists: of a set, a tuple, or one of the kinds of intervals."""
     text, found = text.replace(r"\{", "⟦").replace(r"\}", "⟧"), Counter[str]()
     while group := _GROUP.search(text):
         found[group[1] + group[3]] += "," in group[2]
@@ -265,7 +263,7 @@ def _fences(text: str) -> Counter[str]:
 
 
 def _fences_fit(answer: str, gold: str) -> bool:
-    """Whether the lists of two expressions are of one kind; one without a fence may be a set."""
+    """Whether all lists are of one kind: set, tuple or interval; one without a fence may be a set."""
     one, other = _fences(answer), _fences(gold)
     different = set((one - other) + (other - one))
     return not (one and other and different) or (different == {"⟦⟧"} and not (one & other)["⟦⟧"])
@@ -298,10 +296,9 @@ def _math_verify(rules: str, prediction: str, reference: str) -> bool:
 
 
 # ---- the process that compares LaTeX -----------------------------------------------------------
-# sympy can take for ever (9^{9^9}), and a thread cannot be stopped. So mathematics is compared in a
-# process that is idle or busy with one question, and that dies by its own alarm when it has worked for the
-# time limit: its own seconds, so that a busy machine makes no answer wrong. It is not one of
-# multiprocessing's, or Pebble's: they import the main module again, with its torch, or fork.
+# sympy can take for ever (9^{9^9}), and a thread cannot be stopped. So a process, idle or busy with one
+# question, dies by its own alarm when it has worked for the limit: its own seconds, so that a busy machine
+# makes no answer wrong. multiprocessing and Pebble import the main module again, with its torch, or fork.
 
 _idle: list[subprocess.Popen[str]] = []
 if hasattr(os, "register_at_fork"):  # two owners of one pipe would mix up the replies

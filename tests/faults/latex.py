@@ -254,7 +254,7 @@ def references() -> tuple[str, ...]:
 def changed(rng: random.Random) -> Pair:
     """A real reference with one thing changed, which changes what it says."""
     gold = rng.choice(references())
-    if re.search(r"(?:^|=) *-?[012]$", gold):  # 1! = 1 and 2! = 2, and 0 times anything is 0
+    if re.search(r"(?<![\d.])[012]$", gold):  # 1! = 1 and 2! = 2, and 0 times anything is 0
         return gold, gold, True
     word, shift = rng.choice(WORDS), rng.randint(1, 9)
     digits = [match.start() for match in re.finditer(r"\d", gold)]
