@@ -91,16 +91,7 @@ class Run:
         rows = [{field: valid(value) for field, value in asdict(rollout).items()} for rollout in rollouts]
         buffer = pa.BufferOutputStream()
         parquet.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
-        write_atomically(self._rollouts(name), buffer.getvalue().to_pybytes())
-
-    def read_rollouts(self, name: str) -> list[Rollout]:
-        """The rollouts that were kept under this name."""
-        from pyarrow import parquet
-
-        return [Rollout(**row) for row in parquet.ParquetFile(self._rollouts(name)).read().to_pylist()]
-
-    def _rollouts(self, name: str) -> Path:
-        return self.folder / "rollouts" / f"{name}.parquet"
+        write_atomically(self.folder / "rollouts" / f"{name}.parquet", buffer.getvalue().to_pybytes())
 
     def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write metrics.json, the result of the run, and give it back."""

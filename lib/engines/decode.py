@@ -68,9 +68,6 @@ def by_tokens(sizes: Sequence[int], tokens: int, rows: int | None = None) -> lis
     return batches
 
 
-# ---- the next token ----------------------------------------------------------------------------
-
-
 def pick(
     logits: torch.Tensor, sampling: Sampling, draws: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,9 +91,6 @@ def nucleus(log_probs: torch.Tensor, top_p: float) -> torch.Tensor:
     before = ordered.exp().cumsum(-1) - ordered.exp()
     kept = ordered.masked_fill(before >= top_p, -torch.inf).log_softmax(-1)
     return torch.empty_like(kept).scatter_(1, places, kept)
-
-
-# ---- one batch ---------------------------------------------------------------------------------
 
 
 class _Batch:

@@ -59,9 +59,6 @@ class Group:
         return torch.tensor([[found == mode for found in row] for row in self.mode], device=self.ok.device)
 
 
-# ---- configuration -----------------------------------------------------------------------------
-
-
 def by_name(*names: str) -> dict[str, str]:
     """Options of TRL's that the fields of the same name set."""
     return dict(zip(names, names, strict=True))

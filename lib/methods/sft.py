@@ -86,9 +86,6 @@ class SFTConfig(TrainingConfig):
         return cls(base=base, **small | changes)
 
 
-# ---- loss --------------------------------------------------------------------------------------
-
-
 def row_formats(labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[ReasoningFormat | None]:
     """The format of each row's response, read from how it opens."""
     opening = [row[row != IGNORED][:OPENING] for row in labels]
@@ -171,9 +168,6 @@ class SFTTrainer(trl.SFTTrainer):
             logs |= {"tokens_per_second": tokens.item() / seconds, "memory_mb": device_memory_mb()}
         self._tokens, self._since = 0, time.monotonic()
         super().log(logs, start_time)
-
-
-# ---- training ----------------------------------------------------------------------------------
 
 
 def make_trainer(config: SFTConfig, rows: Rows, validation_rows: Rows, run: Run) -> SFTTrainer:

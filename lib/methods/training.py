@@ -28,8 +28,6 @@ Rows = Sequence[Mapping[str, Any]]
 Facts = dict[str, Any]
 PROJECT = "adaptive-reasoning"  # where trackers gather the runs
 
-# ---- build -------------------------------------------------------------------------------------
-
 
 def trainer_arguments(config: TrainingConfig, folder: Path, batch_size: int, **options: Any) -> Any:
     """The configuration as TRL writes it, with steps of `batch_size` responses over all processes.
@@ -99,9 +97,6 @@ def prepare(trainer: Trainer, config: TrainingConfig) -> None:
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-
-
-# ---- train and load ----------------------------------------------------------------------------
 
 
 def train_policy(
