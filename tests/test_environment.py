@@ -74,7 +74,7 @@ def test_every_import_is_on_the_list():
                 modules.add(node.module.split(".")[0])
     # What another package on the list brings along by design and cannot do without.
     implied = {"numpy", "scipy", "tokenizers", "matplotlib", "pillow", "IPython", "safetensors", "packaging"}
-    implied |= {"sympy", "huggingface-hub", "anyio", "pyarrow"}
+    implied |= {"sympy", "latex2sympy2-extended", "traitlets", "huggingface-hub", "anyio", "pyarrow"}
     known = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]
     listed = {canonicalize_name(Requirement(text).name) for text in known} | implied | {"lib", "faults"}
     listed |= {path.stem for folder in ("tests", "tests/vllm_cpu") for path in (ROOT / folder).glob("*.py")}
