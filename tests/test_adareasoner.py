@@ -245,6 +245,7 @@ def test_greedy_takes_the_largest_logit_and_seeds_repeat():
 # ---- learning
 
 
+@pytest.mark.slow
 def test_400_updates_are_enough_and_the_released_rule_ends_below_random():
     found = simulated_surface.surface_shares(1)
     assert found["ours"]["share"] >= 0.95

@@ -193,6 +193,7 @@ def dial_contest(llm, *, budget=48, test=12, **options):
     return Contest(llm, learn, held_out, hashed_ngrams, budget=budget, votes=2, **asked | options)
 
 
+@pytest.mark.slow
 def test_a_dial_llm_and_a_run_that_goes_on(tmp_path, private_runs):
     model = load_policy("dial-llm")
     run = start_run("contest", "cpu", {})

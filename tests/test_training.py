@@ -237,7 +237,7 @@ def train_in_a_child(given, how, hangup="SIG_DFL"):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_scheduler_that_ends_a_job_loses_nothing(how, sft, tmp_path):
     sft = replace(sft, save_every=4)
     run, straight = start_run("ended", "cpu", {}), start_run("straight", "cpu", {})

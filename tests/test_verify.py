@@ -358,7 +358,8 @@ def test_the_time_limit_holds_in_every_thread(rules, monkeypatch):
     assert easy, "a thread does not wait for the others"
     for right, seconds in endless:
         assert not right
-        assert 1.0 <= seconds < 5.0, "it ended by itself, or the limit did not hold"  # start-up included
+        # The limit is of the processor: on a busy machine three of them and their start-ups take longer.
+        assert 1.0 <= seconds < 20.0, "it ended by itself, or the limit did not hold"
     assert timed("5")[0], "after a process has ended, the next one answers"
 
 
