@@ -106,7 +106,7 @@ def metric_gap(one, other) -> float:
     return max(abs(a - b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", [*METHODS, *SFTS])
+@pytest.mark.parametrize("name", sorted({*METHODS, *SFTS} - {"ada_grpo"}))  # which is a part of ada_grpo_kl
 def test_sharded_training_is_that_of_ddp_and_resumes(name, train, monkeypatch):
     plain, losses, weights = train(name, "ddp", "ddp")
     assert plain["kind"] == "Parameter" and all(row.get("grad_norm", 1) > 0 for row in losses)
