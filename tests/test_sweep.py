@@ -77,6 +77,17 @@ def test_a_grid_runs_past_a_failure_and_the_same_command_does_only_what_is_left(
     assert pd.read_csv(place / "rates.csv")["score"].tolist() == pytest.approx([0.2, 0.4, 0.4, 0.8])
 
 
+def test_options_of_trl_are_those_of_the_notebook_wherever_they_are_written(tmp_path):
+    file = tmp_path / "options.yaml"
+    text = yaml.safe_dump({"notebook": "03", "grid": {"TRAINER": [{"num_iterations": 2}]}})
+    file.write_text(text)
+    (case,) = read_sweep(file).cases
+    assert case.values == {"TRAINER": {"num_iterations": 2}}
+    file.write_text(text.replace(": 2", ": 0"))
+    with pytest.raises(CourseError, match=r"options.yaml, line \d+: TRAINER: AdaGRPO"):
+        read_sweep(file)
+
+
 def test_an_array_task_runs_its_one_case_and_the_table_is_made_at_the_end(
     folder, main, private_runs, monkeypatch
 ):

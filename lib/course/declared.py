@@ -92,7 +92,7 @@ def _check_used(path: Path, cells: Sequence[nbformat.NotebookNode], parameters: 
 
 
 def value_faults(
-    parameters: Sequence[Parameter], values: Mapping[str, Any], origin: Mapping[str, str]
+    notebook: str, parameters: Sequence[Parameter], values: Mapping[str, Any], origin: Mapping[str, str]
 ) -> Iterator[str]:
     """What is wrong with a notebook's values by their own words: types, choices, ranges, relations.
 
@@ -108,23 +108,22 @@ def value_faults(
             sound.add(parameter.name)
     if sound == set(values):
         if values.get("TRAINER"):
-            yield from (f"{origin['TRAINER']}: TRAINER: {fault}" for fault in _option_faults(values, origin))
+            yield from _option_faults(f"{origin['TRAINER']}: TRAINER", notebook, values)
         for parameter in parameters:
             broken = (rules.dependency_fault(word, parameter.name, values) for word in parameter.relations)
             yield from (f"{origin[parameter.name]}: {fault}" for fault in broken if fault)
 
 
-def _option_faults(values: Mapping[str, Any], origin: Mapping[str, str]) -> list[str]:
+def _option_faults(where: str, notebook: str, values: Mapping[str, Any]) -> Iterator[str]:
     """What the configuration of what the notebook trains, which it is named after, says of TRL's options."""
     from lib.methods import METHODS  # only here: the runner starts without torch
     from lib.methods.sft import SFTConfig
 
-    kind = METHODS.get(origin["TRAINER"].partition(".ipynb")[0].partition("_")[2], SFTConfig)
+    kind = METHODS.get(notebook.partition("_")[2], SFTConfig)
     try:
         getattr(kind, values.get("PRESET", "cpu"))("x", trainer=values["TRAINER"], weights=values["WEIGHTS"])
     except ValueError as error:
-        return str(error).splitlines()
-    return []
+        yield from (f"{where}: {fault}" for fault in str(error).splitlines())
 
 
 def _advice(parameter: Parameter, value: Any) -> str:
@@ -182,5 +181,5 @@ def start(notebook: str, names: Mapping[str, Any]) -> Run:
         raise CourseError(f"{', '.join(absent)}: not there yet; run the parameters cell first.")
     values = {parameter.name: names[parameter.name] for parameter in parameters}
     told = parameters, values, dict.fromkeys(values, notebook)
-    raise_faults([*value_faults(*told), *missing_places(*told, made=())], CourseError)
+    raise_faults([*value_faults(notebook, *told), *missing_places(*told, made=())], CourseError)
     return start_run(notebook, values["PROFILE"], values, values.get("RUN_NAME", ""))

@@ -69,7 +69,7 @@ class Plan:
         yield from self.faults
         if self.left_out is None:
             origin = {name: self.origin.get(name, self.path.name) for name in self.values}
-            yield from value_faults(self.parameters, self.values, origin)
+            yield from value_faults(self.path.stem, self.parameters, self.values, origin)
             if made is not None:
                 yield from self._place_fault()
                 yield from missing_places(self.parameters, self.values, origin, made)

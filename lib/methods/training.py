@@ -217,7 +217,8 @@ def _is_whole(checkpoint: Path) -> bool:
     try:
         for file in checkpoint.rglob("*.*"):
             if file.suffix == ".safetensors":
-                safe_open(file, "pt").__enter__()
+                with safe_open(file, "pt"):
+                    pass
             elif file.suffix == ".json":
                 json.loads(file.read_bytes())
             elif file.suffix in (".bin", ".pt", ".pth") and not zipfile.is_zipfile(file):
