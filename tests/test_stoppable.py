@@ -1,5 +1,6 @@
 """Stopping the course: nothing outlives its runner, and a training in a cell saves first."""
 
+import json
 import os
 import signal
 import subprocess
@@ -107,10 +108,28 @@ def test_ctrl_c_to_the_course_is_passed_on_once(tmp_path):
     assert (tmp_path / "saved").exists()
 
 
+SLOW_TO_START = """\
+import signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv.pop(1))
+signal.signal(signal.SIGINT, lambda *_: (folder / "interrupted").touch())
+time.sleep(2)
+from ipykernel.kernelapp import launch_new_instance
+launch_new_instance()
+"""
+
+
 def test_papermill_whose_runner_ended_while_it_was_imported_runs_no_cell(tmp_path):
+    """Nor is the kernel interrupted while it starts: some then hung until papermill's minute was over."""
+    kernel = tmp_path / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    words = [sys.executable, "-c", SLOW_TO_START, str(tmp_path), "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": words, **KERNEL}))
     cells = [new_code_cell(f"open({str(tmp_path / 'ran')!r}, 'w')")]
     (tmp_path / "a.ipynb").write_text(writes(new_notebook(cells=cells, metadata={"kernelspec": KERNEL})))
     (tmp_path / "parameters.yaml").write_text("{}")
     words = [str(tmp_path / name) for name in ("a.ipynb", "out.ipynb", "parameters.yaml")]
-    done = subprocess.run([sys.executable, "-m", "lib.course.stoppable", *words, "1"], timeout=60)
+    command = [sys.executable, "-m", "lib.course.stoppable", *words, "1"]
+    done = subprocess.run(command, timeout=100, env={**os.environ, "JUPYTER_PATH": str(tmp_path)})
     assert done.returncode == 1 and not (tmp_path / "ran").exists()
+    assert not (tmp_path / "interrupted").exists()

@@ -1,7 +1,8 @@
 """`python -m lib.course.stoppable NOTEBOOK OUTPUT PARAMETERS PARENT`: papermill, stopped without loss.
 
 A signal, or the end of its PARENT process, interrupts the running cell as a reader's stop button does: a
-training finishes its step and saves. No further cell begins. A second signal does not wait.
+training finishes its step and saves. No further cell begins. A second signal does not wait. A kernel that
+is still being imported is left in peace: interrupted there, it may neither end nor ever be ready.
 
 The kernel is spoken to through files: of many that start at once, two may choose the same network port.
 """
@@ -21,6 +22,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.execute import PapermillExecutionError
 from traitlets.config import Config
 
+_begun = threading.Event()  # the kernel is ready, and the first cell about to run
 _stopped = threading.Event()
 
 
@@ -36,6 +38,7 @@ class Stoppable(NBClientEngine):
         begin = nb_man.cell_start
 
         def cell_start(cell: Any, index: int) -> None:
+            _begun.set()
             if _stopped.is_set():
                 raise StoppedError(f"stopped before cell {index + 1}")
             begin(cell, index)
@@ -76,8 +79,9 @@ def _stop(*_: Any) -> None:
     """Interrupt the kernel; the second time, end it."""
     how = signal.SIGKILL if _stopped.is_set() else signal.SIGINT
     _stopped.set()
-    for kernel in psutil.Process().children():
-        kernel.send_signal(how)
+    if _begun.is_set() or how == signal.SIGKILL:
+        for kernel in psutil.Process().children():
+            kernel.send_signal(how)
 
 
 if __name__ == "__main__":
