@@ -197,6 +197,9 @@ def test_stamping_brings_outputs_home_and_a_change_makes_the_stamp_stale(folder,
     readme = folder.parent / "README.md"
     readme.write_text("| [A](notebooks/00_a.ipynb) | Why? | never | much |\n| other | row |\n")
     run_course(folder=folder)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(1, new_markdown_cell("Written after the run."))
+    nbformat.write(notebook, path)
     stamp(plan(path, "cpu", {}))
     assert re.fullmatch(
         r"\| \[A\]\(notebooks/00_a.ipynb\) \| Why\? \| \d+:\d\d \| \d+ MB \|\n\| other \| row \|\n",
@@ -205,10 +208,10 @@ def test_stamping_brings_outputs_home_and_a_change_makes_the_stamp_stale(folder,
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata.stamp.code_sha256 == code_hash(notebook)
     assert notebook.metadata.stamp.profile == "cpu" and notebook.metadata.stamp.seconds > 0
-    assert "cpu 3 0.001 [1, 2]" in notebook.cells[2].outputs[0].text
+    assert "cpu 3 0.001 [1, 2]" in notebook.cells[3].outputs[0].text
     assert "MB at most" in notebook.cells[0].source
-    assert len(notebook.cells) == 3 and "papermill" not in json.dumps(notebook)
-    notebook.cells[2].source += "\nprint(1)"
+    assert len(notebook.cells) == 4 and "papermill" not in json.dumps(notebook)
+    notebook.cells[3].source += "\nprint(1)"
     assert notebook.metadata.stamp.code_sha256 != code_hash(notebook)
     nbformat.write(notebook, path)
     with pytest.raises(CourseError, match="other code or parameters"):

@@ -26,10 +26,10 @@ def stamp(planned: Plan) -> None:
     record = read_json(finished)
     if record["code_sha256"] != code_hash(notebook) or record["parameters"] != planned.given:
         raise CourseError(f"{planned.name}: the last run had other code or parameters; run it first.")
-    count = 0
-    for cell, done in zip(notebook.cells, own_cells(nbformat.read(output, as_version=4)), strict=True):
+    ran = enumerate((c for c in own_cells(nbformat.read(output, as_version=4)) if c.cell_type == "code"), 1)
+    for cell in notebook.cells:
         if cell.cell_type == "code":
-            count += 1
+            count, done = next(ran)
             cell.execution_count, cell.outputs = count, done.outputs
             for shown in cell.outputs:
                 if shown.output_type == "execute_result":
