@@ -37,7 +37,6 @@ METHODS = {
 }
 SFT = {"max_steps": 3, "batch_size": 16, "micro_batch_size": 4, "log_every": 1, "save_every": 1}
 SFTS = {
-    "sft": SFTConfig.cpu(**SFT, weights="full", learning_rate=1e-3),
     "sft_lora": SFTConfig.cpu(**SFT, weights="lora"),
 }
 
