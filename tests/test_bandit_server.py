@@ -119,11 +119,11 @@ def test_a_slow_server_is_given_up_for_that_request_only(dial, lock, tmp_path):
 
     def answer(prompt, attempt):
         if "Jot" in prompt:
-            time.sleep(1.0)
+            time.sleep(4.0)
         return works(prompt, attempt)
 
     with serving(answer) as (url, *_):
-        made = trainer(url, tmp_path, timeout=0.4, retries=0)
+        made = trainer(url, tmp_path, timeout=2.0, retries=0)
         made.train(stop_at=2)
     assert any(d["reward"] is None for d in made.decisions)
     assert any(d["reward"] is not None for d in made.decisions)

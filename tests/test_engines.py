@@ -232,7 +232,7 @@ def test_nobody_at_a_servers_address_ends_soon(asked_of):
     begun = time.monotonic()
     with pytest.raises(ServerError, match=r"nobody is there: .*Check the address"):
         asked_of("http://127.0.0.1:9/v1", range(1, 300), retries=5)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_ctrl_c_ends_a_call_of_a_completion_server(asked_of):
         begun = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             asked_of(url, range(1, 20), timeout=60.0)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 20
 
 
 def test_an_engine_by_name():

@@ -42,9 +42,9 @@ def check(request):
 
 def test_the_right_function_is_right_and_soon(check, capsys):
     check.cases()  # a model that a check needs is loaded once
-    started = time.perf_counter()
+    started = time.process_time()  # of this process: others on the machine do not count
     check(check.right)
-    assert time.perf_counter() - started < 1.5
+    assert time.process_time() - started < 1.5
     assert capsys.readouterr().out == f"{check.name}: right on {len(check.cases())} cases\n"
 
 

@@ -107,14 +107,18 @@ def test_waits_grow_and_the_server_may_name_its_own(tmp_path, monkeypatch):
 
 
 def test_a_slow_answer_is_given_up_after_the_timeout(tmp_path):
+    over = threading.Event()
+
     def slowly(prompt, attempt):
-        time.sleep(3.0 if attempt == 1 else 0.0)
+        if attempt == 1:
+            over.wait(60)
         return 200, completion("late")
 
     with serving(slowly) as (url, calls, _):
         start = time.monotonic()
-        (reply,) = client(url, tmp_path, timeout=0.5).ask(requests("p"), show=lambda _: None)
-        assert reply.text == "late" and calls["p"] == 2 and time.monotonic() - start < 2.5
+        (reply,) = client(url, tmp_path, timeout=2.0).ask(requests("p"), show=lambda _: None)
+        assert reply.text == "late" and calls["p"] == 2 and time.monotonic() - start < 20
+        over.set()
 
 
 def test_a_server_that_drips_is_given_up_too(tmp_path):
@@ -125,7 +129,7 @@ def test_a_server_that_drips_is_given_up_too(tmp_path):
             with connection:
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
                 try:
-                    for _ in range(100):
+                    for _ in range(300):
                         connection.sendall(b" ")
                         time.sleep(0.1)
                 except OSError:
@@ -135,7 +139,7 @@ def test_a_server_that_drips_is_given_up_too(tmp_path):
         start = time.monotonic()
         server = client(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", tmp_path, timeout=0.5, retries=0)
         (reply,) = server.ask(requests("p"), show=lambda _: None)
-        assert "no complete reply within 0.5 s" in reply.problem and time.monotonic() - start < 2
+        assert "no complete reply within 0.5 s" in reply.problem and time.monotonic() - start < 15
 
 
 def test_an_address_without_a_scheme_is_refused_at_once(tmp_path):
@@ -176,7 +180,7 @@ def test_nobody_there_ends_soon_and_one_who_answered_before_is_waited_for(tmp_pa
     nobody = ChatServer("http://127.0.0.1:9/v1", "m", tmp_path)  # its retries would take 36 s
     with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/v1.*nobody is there: .*Check the address"):
         nobody.ask(asked, show=lambda _: None)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
     with serving(lambda *_: (200, completion("x"))) as (url, *_):
         client(url, tmp_path).ask(asked[:1], show=lambda _: None)
     (reply,) = client(url, tmp_path, retries=1).ask(asked[1:2], show=lambda _: None)

@@ -191,7 +191,7 @@ def test_the_other_processes_wait_for_the_first(monkeypatch):
     time.sleep(0.3)
     assert waiting.is_alive() and not run.checkpoint.exists()
     assert run.claim({"seed": 1}) is None
-    waiting.join(timeout=5)
+    waiting.join(timeout=60)
     assert not waiting.is_alive()
 
 

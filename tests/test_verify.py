@@ -368,7 +368,7 @@ def test_a_slow_answer_costs_its_time_once(monkeypatch):
     verify._ask.cache_clear()
     started = time.monotonic()
     assert not any(is_correct(ENDLESS[0], "5", "latex") for _ in range(96))
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 20.0
 
 
 @pytest.mark.parametrize("expression", ENDLESS)
@@ -376,7 +376,7 @@ def test_an_endless_expression_is_stopped_in_the_main_thread(expression, monkeyp
     monkeypatch.setattr(verify, "TIME_LIMIT_S", 1.0)
     started = time.monotonic()
     assert not is_correct(expression, "5", "latex")
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 20.0
 
 
 def test_an_idle_process_that_was_killed_is_replaced():
