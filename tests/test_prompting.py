@@ -134,10 +134,14 @@ def test_a_local_llm_asks_once_and_remembers(tmp_path):
     assert first[0] == first[1] and "It shows" in first[0]
     llm.engine = None  # from here on there is nobody to ask
     assert llm.ask(requests) == first
-    with cache.open("a") as file:
+    with llm.cache.path.open("a") as file:
         file.write('["half a li')  # what a kill leaves behind
-    assert LocalLLM(None, cache=cache).ask(requests) == first
-    assert LocalLLM((model, tokenizer), max_new_tokens=3).ask(requests[:1]) == [CUT]
+    again = LocalLLM((model, tokenizer), cache=cache)
+    again.engine = None
+    assert again.ask(requests) == first
+    assert LocalLLM((model, tokenizer), cache=cache, max_new_tokens=3).ask(requests[:1]) == [CUT]
+    other = LocalLLM(load_policy("dial-sft"), cache=cache)
+    assert other.ask(requests[:1]) != first[:1], "another model gave the kept reply of the first"
 
 
 def test_a_cut_reply_earns_nothing_and_no_reply_is_not_counted():

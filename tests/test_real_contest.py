@@ -198,6 +198,7 @@ def test_a_dial_llm_and_a_run_that_goes_on(tmp_path, private_runs):
     model = load_policy("dial-llm")
     run = start_run("contest", "cpu", {})
     first = dial_contest(LocalLLM(model, cache=tmp_path / "answers.jsonl")).run(run, show=lambda line: None)
-    again = LocalLLM(None, cache=tmp_path / "answers.jsonl")  # nobody to ask: all is kept
+    again = LocalLLM(model, cache=tmp_path / "answers.jsonl")
+    again.engine = None  # nobody to ask: all is kept
     pd.testing.assert_frame_equal(dial_contest(again).run(show=lambda line: None), first)
     assert first["correct"].isin([0.0, 1.0]).all() and 0 < first["correct"].mean() < 1

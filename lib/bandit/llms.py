@@ -14,7 +14,7 @@ from lib.engines.ask import Policy, as_engine, respond
 from lib.engines.base import Sampling
 from lib.engines.server import ChatServer
 from lib.policies.load import fingerprint
-from lib.runs import KeptLines
+from lib.runs import KeptLines, digest
 
 
 class Request(NamedTuple):
@@ -38,7 +38,7 @@ class LLM(Protocol):
 
 
 class LocalLLM:
-    """A policy or an engine. A reply is asked for once and kept, in `cache` too where a file is given.
+    """A policy or an engine. A reply is asked for once and kept, with `cache` in a file for each model too.
 
     Requests of one temperature are sampled together, so a reply is reproducible given the same calls in the
     same order; the cache makes it so for single ones. At temperature 0 the seed makes no difference.
@@ -49,7 +49,7 @@ class LocalLLM:
         model = getattr(self.engine, "model", self.engine)
         weights = fingerprint(str(getattr(model, "name_or_path", model)))
         self.setting = {"model": weights, "max_new_tokens": max_new_tokens}
-        self.cache = KeptLines(cache) if cache is not None else None
+        self.cache = KeptLines(cache.with_stem(f"{cache.stem}_{digest(self.setting)}")) if cache else None
         stored = self.cache.read() if self.cache else []
         self.replies: dict[Request, str | None] = {
             Request(*request): text or CUT for *request, text in stored
