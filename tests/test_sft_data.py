@@ -111,6 +111,7 @@ def set_and_card() -> str:
     return json.dumps([built.rows, built.card, [vars(drop) for drop in built.drops]])
 
 
+@pytest.mark.slow
 def test_another_process_builds_the_same_set_and_card():
     """With another seed for the hashes of strings, which order sets."""
     here = str(Path(__file__).parent)

@@ -251,6 +251,7 @@ def test_a_scheduler_that_ends_a_job_loses_nothing(how, sft, tmp_path):
     assert facts["resumed"] and same_weights(actual, expected)
 
 
+@pytest.mark.slow
 def test_under_nohup_a_closed_terminal_ends_nothing(sft, tmp_path):
     run = start_run("nohup", "cpu", {})
     given = {"config": vars(sft), "rows": ROWS[4:], "validation": ROWS[:4], "folder": str(run.folder)}

@@ -227,6 +227,7 @@ def test_an_update_is_that_of_trl_however_its_rows_are_put_together(loss_type, t
     assert (weights[0] - weights[1]).norm() < 2e-3 * (weights[1] - start).norm()
 
 
+@pytest.mark.slow
 def test_two_processes_with_responses_of_other_lengths_do_not_wait_for_ever(tmp_path):
     found = launch.run("tests.launch_functions:trimmed_step", {"folder": str(tmp_path)}, num_processes=2)
     assert found["passes"][0] == found["passes"][1] > 1
