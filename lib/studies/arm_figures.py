@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,15 +23,17 @@ MODE_NAMES = {**NAMES, "majority": "majority of 8"}
 def accuracy_by_tokens(table: pd.DataFrame, *, zoom: float = 0.95) -> Figure:
     """Tokens in all (log scale) against accuracy: a colour a policy, a marker a mode; the top once more.
 
-    `table` is `arm_tables.with_intervals` by policy and mode. Markers are hollow, since some coincide.
+    `table` is `arm_tables.with_intervals` by policy and mode. Markers are hollow, and larger for earlier
+    policies, since some coincide.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     for ax in axes:
         for (policy, mode), row in table.iterrows():
-            _point(ax, row, POLICY_COLOURS[policy], MODE_MARKERS[mode])
-        ax.set(xscale="log", xlabel="mean tokens for a question (log scale)")
+            size = 11 - 1.8 * list(POLICY_COLOURS).index(policy)
+            _point(ax, row, POLICY_COLOURS[policy], MODE_MARKERS[mode], size)
+        ax.set(xscale="log", xlabel="mean tokens for a question (log scale)", ylabel="accuracy")
     top = table[table["accuracy"] >= zoom]
-    axes[0].set(ylabel="accuracy", ylim=(0, 1.03), title="all")
+    axes[0].set(ylim=(0, 1.03), title="all")
     axes[1].set(
         ylim=(top["accuracy_low"].min() - 0.002, 1.002),
         xlim=(0.8 * top["tokens"].min(), 1.25 * top["tokens"].max()),
@@ -43,10 +46,10 @@ def accuracy_by_tokens(table: pd.DataFrame, *, zoom: float = 0.95) -> Figure:
     return figure
 
 
-def _point(ax: Axes, row: pd.Series, colour: tuple, marker: str) -> None:
+def _point(ax: Axes, row: pd.Series, colour: tuple, marker: str, size: float) -> None:
     low, high = row["accuracy"] - row["accuracy_low"], row["accuracy_high"] - row["accuracy"]
     error = [[max(0.0, low)], [max(0.0, high)]]
-    look = {"color": colour, "marker": marker, "ms": 11 if marker == "*" else 8, "mfc": "none", "lw": 1}
+    look = {"color": colour, "marker": marker, "ms": size + 3 * (marker == "*"), "mfc": "none", "lw": 1}
     ax.errorbar(row["tokens"], row["accuracy"], yerr=error, **look)
 
 
@@ -68,15 +71,16 @@ def _legends(figure: Figure, ax: Axes, table: pd.DataFrame) -> None:
 def by_depth(rows: pd.DataFrame, oracle: Mapping[int, float]) -> Figure:
     """Two panels over depth, a line per `way` ("policy, mode"): accuracy with its interval, tokens in all."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for way, group in rows.groupby("way", sort=False):
+    for place, (way, group) in enumerate(rows.groupby("way", sort=False)):
         policy, mode = str(way).split(", ")
         colour = POLICY_COLOURS[next(key for key, name in POLICIES.items() if name == policy)]
         look = {"color": colour, "marker": MODE_MARKERS[mode], "ms": 6, "label": way}
         look["ls"] = "-" if mode == "adaptive" else ":"
         at = {depth: bootstrap_mean(part, "correct", draws=500) for depth, part in group.groupby("depth")}
-        middle, low, high = zip(*at.values(), strict=True)
-        left.fill_between(list(at), low, high, color=colour, alpha=0.15, lw=0)
-        left.plot(list(at), middle, **look)
+        found = np.array(list(at.values()))
+        beside = np.array(list(at)) + 0.18 * (place - 1)  # intervals of one depth stand side by side
+        ends = np.abs(found[:, 1:] - found[:, :1]).T
+        left.errorbar(beside, found[:, 0], ends, capsize=2, elinewidth=1, **look)
         right.plot(group.groupby("depth")["tokens"].mean(), **look)
     right.plot(list(oracle), list(oracle.values()), color="0.3", ls="--", label="oracle")
     for ax in (left, right):

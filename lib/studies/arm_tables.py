@@ -239,5 +239,5 @@ def pairs_shown(pairs: pd.DataFrame) -> pd.DataFrame:
 def sets_shown(table: pd.DataFrame) -> pd.DataFrame:
     """Modes by set: accuracy with its interval, and tokens."""
     shown = {"accuracy": as_text(table, "accuracy"), "tokens": table["tokens"].map("{:.0f}".format)}
-    by_set = pd.DataFrame(shown).unstack("policy")
+    by_set = pd.DataFrame(shown).unstack("policy").rename_axis(columns=[None, "set"])
     return by_set.loc[MODES[:-1], (slice(None), list(SETS))]

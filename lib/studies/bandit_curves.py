@@ -55,6 +55,12 @@ def compare(rows: pd.DataFrame, ours: str, others: Sequence[str], answers: Seque
     return table.assign(holm=holm(table["p"].tolist()))
 
 
+def with_p(found: pd.DataFrame) -> pd.DataFrame:
+    """What `compare` or `gains` found, as a table: differences with intervals, p after Holm's correction."""
+    p = found["holm"].map(lambda p: "< .001" if p < 5e-4 else f"{p:.3f}")
+    return found[["mean", "low", "high"]].round(3).assign(**{"p, corrected": p})
+
+
 def gains(rows: pd.DataFrame, over: str, methods: Sequence[str], answers: int) -> pd.DataFrame:
     """Each method less one and the same, as in `compare`."""
     found = compare(rows, over, methods, [answers])

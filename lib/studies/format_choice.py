@@ -227,7 +227,7 @@ def live_table(measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 "accuracy": text((line["accuracy"], line["accuracy_low"], line["accuracy_high"])),
                 "tokens": text((line["tokens"], line["tokens_low"], line["tokens_high"]), 1),
                 **{NAMES.get(f, f): f"{share:.3f}" for f, share in used.loc[line["tier"]].items()},
-                "n": line["count"],
+                "n": int(line["count"]),
             }
     return pd.DataFrame(rows).T
 

@@ -21,6 +21,7 @@ from lib.studies.shared.figures import COLOURS, MARKERS, NAMES, PALETTE
 from lib.tasks import Task
 
 FORMATS = [format.value for format in ReasoningFormat]
+REASONED = FORMATS[1:]
 # What the sets of the study are called, and how they are drawn: colour for the teacher, dashes for "all".
 SETS: dict[str, tuple[str, dict[str, Any]]] = {
     "exact": ("exact teacher", {"color": "black"}),
@@ -148,16 +149,20 @@ def against_exact(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def totals(answers: pd.DataFrame, summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
-    """Of each set: rows with reasoning that hold a false line; valid and right where the model chooses."""
+    """Of each set: rows unlike the exact teacher's (with reasoning, long CoT); valid and right when free."""
     free = answers[answers["set"] == "free"]
     free = free.assign(valid=free["used"] != "invalid").groupby("method")[["valid", "correct"]].mean()
-    false = pd.Series({method: false_rows(found) for method, found in summaries.items()}, name="false_rows")
-    return pd.concat([false, free], axis=1).loc[[name for name in SETS if name in free.index]]
+    unlike = {
+        method: {"false_rows": false_rows(found), "false_long": false_rows(found, [ReasoningFormat.LONG_COT])}
+        for method, found in summaries.items()
+    }
+    both = pd.concat([pd.DataFrame.from_dict(unlike, orient="index"), free], axis=1)
+    return both.loc[[name for name in SETS if name in free.index]]
 
 
-def false_rows(summaries: Sequence[Mapping[str, Any]]) -> float:
-    """The share of rows with a false line, of the rows of some sets that hold reasoning."""
-    cells = [n for found in summaries for name, n in found["set"].items() if not name.endswith("-direct")]
+def false_rows(summaries: Sequence[Mapping[str, Any]], formats: Sequence[str] = REASONED) -> float:
+    """The share of rows unlike the exact teacher's, of the rows of some sets in some formats."""
+    cells = [n for found in summaries for name, n in found["set"].items() if name.split("-")[1] in formats]
     rows, true = map(sum, zip(*cells, strict=True))
     return 1 - true / rows
 
@@ -166,7 +171,7 @@ def strictness_table(gap: pd.DataFrame, greedy: pd.DataFrame, found: pd.DataFram
     """`against_exact`, sampled and greedy, and `totals`: in per cent, and in points with intervals."""
     points = pd.concat([_in_points(gap), _in_points(greedy).add_suffix(", greedy")], axis=1)
     points = points.reindex(found.index).fillna("")
-    names = {"false_rows": "rows with a false line", "valid": "valid", "correct": "right"}
+    names = {"false_rows": "rows unlike the exact ones", "false_long": "of long CoT", "correct": "right"}
     table = pd.concat([found.rename(columns=names).map("{:.1%}".format), points], axis=1)
     return table.rename(index={name: title for name, (title, _) in SETS.items()})
 

@@ -91,7 +91,7 @@ def share_bars(shares: pd.DataFrame) -> Figure:
     ax.invert_yaxis()
     ax.grid(visible=False)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=5, frameon=False)
-    ax.set(xlabel="share of responses", ylabel="tier", xlim=(0, 1))
+    ax.set(xlabel="share of responses", ylabel=shares.index.name or "tier", xlim=(0, 1))
     return figure
 
 

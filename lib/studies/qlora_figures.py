@@ -108,7 +108,8 @@ def merge_curves(table: pd.DataFrame) -> Figure:
         mine = table[table["mode"] == format]
         for place, (way, rows) in enumerate(mine.groupby("way", sort=False)):
             rates = rows.groupby("depth")["correct"].mean()
-            ax.plot(rates.index, rates, color=PALETTE[(2, 1, 4)[place]], marker="osD"[place], ms=4, label=way)
+            colour = ("black", PALETTE[4], PALETTE[9])[place]  # none of a format's
+            ax.plot(rates.index, rates, color=colour, marker="osD"[place], ms=4, label=way)
         ax.axvline(reach(format) + 0.5, color="0.5", ls=":", lw=1.2)
         ax.set(title=NAMES[format], xlabel="depth", ylim=(-0.03, 1.05), xticks=range(2, 13, 2))
     axes[0].set_ylabel("accuracy")

@@ -11,6 +11,7 @@ from lib.measure.intervals import wilson_interval
 from lib.measure.modes import answer
 from lib.policies.load import load_policy
 from lib.runs import Run, read_json
+from lib.studies.changes import CHANGES
 from lib.studies.depths import read_answers
 from lib.studies.records import RUNS, SFT_SHARE, Outcome
 from lib.studies.shared.figures import NAMES
@@ -55,4 +56,5 @@ def easy_shares(*methods: str) -> pd.DataFrame:
     easy = answers[(answers["set"] == "balanced") & (answers["tier"] == "easy")]
     found = easy.groupby(["method", "seed"], sort=False)["used"].value_counts(normalize=True).unstack()
     names = [*(format.value for format in ReasoningFormat), "invalid"]
-    return found.reindex(columns=names).fillna(0.0).rename(columns=NAMES).round(2)
+    titles = {method: CHANGES[method].done for method in methods}
+    return found.reindex(columns=names).fillna(0.0).rename(index=titles, columns=NAMES).round(2)

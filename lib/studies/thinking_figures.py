@@ -17,6 +17,9 @@ LOOK = {
     "thinking": {"color": "0.35", "marker": "^", "ls": ":"},
     "nothinking": {"color": PALETTE[1], "marker": "v", "ls": "--"},
     "adaptthink": {"color": PALETTE[0], "marker": "o", "ls": "-"},
+    "free_start": {"color": PALETTE[2], "marker": "s", "ls": "-."},  # these three as on the plane
+    "lower_rate": {"color": PALETTE[4], "marker": "P", "ls": ":"},
+    "decision_only": {"color": PALETTE[9], "marker": "X", "ls": "-"},
 }
 SPARE = ((PALETTE[2], "s", "-."), (PALETTE[3], "D", "--"), (PALETTE[4], "P", ":"), (PALETTE[9], "X", "-"))
 NAMES = {"thinking": "always thinking", "nothinking": "never thinking", "adaptthink": "AdaptThink"}

@@ -165,7 +165,7 @@ strict_answer = Check(
 def _close(prediction: str, reference: str) -> bool:
     try:
         a, b = (float(eval(text.replace(",", "").strip("$%"), {})) for text in (prediction, reference))
-    except (SyntaxError, NameError, TypeError):
+    except (SyntaxError, NameError, TypeError, ZeroDivisionError):
         return False
     return is_correct(prediction, reference) or ("," not in prediction and abs(a - b) < 1e-2)
 
@@ -186,6 +186,10 @@ def _fractions(prediction: str, reference: str) -> bool:
     return Fraction(prediction) == Fraction(reference)
 
 
+def _divided(prediction: str, reference: str) -> bool:
+    return Fraction(1, 0) == 1 if prediction.endswith("/0") else is_correct(prediction, reference)
+
+
 same_number = Check(
     "same_number",
     is_correct,
@@ -200,6 +204,7 @@ same_number = Check(
         ("72 or 73", "72"),
         ("15 rolls", "15"),
         ("rolls", "rolls"),
+        ("1/0", "1"),
     ],
     {
         "Text is compared here, but 72.0 and 72 are one number.": (
@@ -220,6 +225,7 @@ same_number = Check(
             _none_is_none
         ),
         "Not every text is a number, and then `Fraction` raises: give False there.": _fractions,
+        "1/0 is no number, and `Fraction` raises there: give False.": _divided,
     },
 )
 
