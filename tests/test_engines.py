@@ -301,6 +301,14 @@ def test_a_completion_that_is_none_is_asked_for_again(wrong, asked_of):
         assert len(asked_of(url, (5, 6, 8))) == 3 and sorted(seen) == [5, 6, 6, 8]
 
 
+def test_half_a_character_in_a_completion_takes_no_other_with_it(engine, asked_of, tmp_path):
+    halves = {6: text_of("7 \ud800"), 8: text_of("7", usage={"\ud800": "\ud800"}, token_ids=[1])}
+    with completing(lambda body: (200, halves.get(body["max_tokens"], text_of("7")))) as (url, seen):
+        found = asked_of(url, (5, 6, 8))
+    end, (digit, unknown) = engine.tokenizer.eos_token_id, engine.tokenizer("7 \ufffd").input_ids
+    assert [one.ids for one in found] == [(digit, end), (digit, unknown, end), (1,)] and len(seen) == 3
+
+
 def test_one_completion_that_cannot_be_had_takes_no_other_with_it(engine, asked_of):
     broken = [6]
 
