@@ -255,19 +255,15 @@ class ChatServer(Server):
         missing = {path: body for path, body in zip(paths, bodies, strict=True) if not path.exists()}
         show(self.estimate(list(missing.values()), cached=len(set(paths)) - len(missing)))
         self.answered.update(path.name for path in Path(self.cache).glob("*.json"))
-        failures = self.fetch(
-            missing, lambda path, got: write_json(path, {"request": missing[path]} | got), show
-        )
+        failures = self.fetch(missing, lambda p, got: write_json(p, {"request": missing[p]} | got), show)
         return [ChatReply(None, failures[path]) if path in failures else _cached(path) for path in paths]
 
     def estimate(self, requests: Collection[Body], *, cached: int = 0) -> str:
         """What requests would take: their number, tokens, and dollars where a price is given."""
         tokens_in = sum(len(json.dumps(one["messages"])) for one in requests) // CHARACTERS_PER_TOKEN
         tokens_out = sum(one["max_tokens"] for one in requests)
-        cost = "no price given"
-        if any(self.price):
-            dollars = (tokens_in * self.price[0] + tokens_out * self.price[1]) / 1e6
-            cost = f"at most about {dollars:,.2f} $"
+        dollars = (tokens_in * self.price[0] + tokens_out * self.price[1]) / 1e6
+        cost = f"at most about {dollars:,.2f} $" if any(self.price) else "no price given"
         return (
             f"{self.model}: {len(requests):,} requests to send ({cached:,} more are cached), about "
             f"{tokens_in:,} tokens in and at most {tokens_out:,} out, {cost}"
