@@ -2,6 +2,7 @@ import json
 import math
 import random
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -15,7 +16,8 @@ from lib.course.profiles import plan
 from lib.dial import dial_task, dial_tasks, dial_tokenizer, new_dial_model, sample_questions
 from lib.dial.thinker import thinker_rows
 from lib.engines import launch
-from lib.engines.ask import ask
+from lib.engines.ask import as_engine, ask
+from lib.engines.base import Kept
 from lib.methods import METHODS, adaptthink
 from lib.methods.adaptthink import (
     UNREAD,
@@ -468,6 +470,22 @@ def test_reference_samples_of_another_model_are_not_taken(base, tasks, tmp_path)
     save_policy(new_dial_model(seed=1, layers=1), dial_tokenizer(), other)
     with pytest.raises(ValueError, match="was made with"):
         sample_reference(load_policy(str(other)), tasks[:2], path, **settings)
+
+
+def test_reference_samples_of_other_weights_with_the_same_name_are_not_taken(base, tasks, tmp_path):
+    path, settings = tmp_path / "reference.jsonl", {"samples": 1, "max_new_tokens": 4}
+    sample_reference(load_policy(base), tasks[:2], path, **settings)
+    merged, tokenizer = load_policy(base)
+    with torch.no_grad():
+        merged.lm_head.weight += 1e-3
+    quantised = load_policy(base, quantised=True)
+    for policy in ((merged, tokenizer), quantised, Kept(as_engine(quantised), tmp_path / "kept.jsonl")):
+        with pytest.raises(ValueError, match=r"was made with .*'model': .*, not with .*'model': "):
+            sample_reference(policy, tasks[:2], path, **settings)
+    nameless = SimpleNamespace(tokenizer=tokenizer, generate=as_engine(quantised).generate)
+    with pytest.raises(ValueError, match="give it an attribute `setting`"):
+        sample_reference(nameless, tasks[:2], tmp_path / "new.jsonl", **settings)
+    assert not (tmp_path / "new.jsonl").exists()
 
 
 def test_rows_without_reference_samples_are_named(rows):

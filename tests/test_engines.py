@@ -301,6 +301,14 @@ def test_a_completion_that_is_none_is_asked_for_again(wrong, asked_of):
         assert len(asked_of(url, (5, 6, 8))) == 3 and sorted(seen) == [5, 6, 6, 8]
 
 
+def test_half_a_character_in_a_completion_takes_no_other_with_it(engine, asked_of, tmp_path):
+    halves = {6: text_of("7 \ud800"), 8: text_of("7", usage={"\ud800": "\ud800"}, token_ids=[1])}
+    with completing(lambda body: (200, halves.get(body["max_tokens"], text_of("7")))) as (url, seen):
+        found = asked_of(url, (5, 6, 8))
+    end, (digit, unknown) = engine.tokenizer.eos_token_id, engine.tokenizer("7 \ufffd").input_ids
+    assert [one.ids for one in found] == [(digit, end), (digit, unknown, end), (1,)] and len(seen) == 3
+
+
 def test_one_completion_that_cannot_be_had_takes_no_other_with_it(engine, asked_of):
     broken = [6]
 
@@ -317,6 +325,28 @@ def test_one_completion_that_cannot_be_had_takes_no_other_with_it(engine, asked_
         assert len(server.generate(requests, Sampling())) == 3 and len(seen) == 5  # one alone is sent
         server.generate(requests, Sampling())
         assert len(seen) == 8  # what was given is not kept
+
+
+def test_first_tokens_that_were_had_are_not_asked_for_again(engine, asked_of):
+    """A token that may not come first is kept away from a request of one token, and a second one goes on."""
+    broken = [3]
+
+    def reply(body):
+        first, room = body["max_tokens"] == 1, body["max_tokens"]
+        status = 503 if room in broken else 200
+        return status, text_of("7", **({"finish_reason": "length", "token_ids": [5]} if first else {}))
+
+    requests = [
+        Request((room,), max_new_tokens=room + 1, key=("t", room), never_first=(4,)) for room in range(2, 12)
+    ]
+    with completing(reply) as (url, seen):
+        server = ServerEngine(url, "m", engine.tokenizer, retries=0)
+        with pytest.raises(ServerError, match="for 1 of 10 requests"):
+            server.generate(requests, Sampling())
+        assert len(seen) == 20
+        broken.clear()
+        found = server.generate(requests, Sampling())
+        assert len(found) == 10 and len(seen) == 21 and not server.drawn
 
 
 def test_a_completion_servers_words_come_without_the_key(asked_of):

@@ -1,5 +1,7 @@
 """Prompts, reading replies, sampling baselines, judges and embedders, on scripted and small real models."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import (
@@ -13,7 +15,12 @@ from transformers import (
 from lib.bandit.actions import Action, ActionSpace
 from lib.bandit.environments import LLMEnvironment
 from lib.bandit.llms import CUT, LocalLLM, Request
-from lib.policies.load import load_policy
+from lib.engines.ask import as_engine, weights_behind
+from lib.engines.base import Kept
+from lib.engines.completions import ServerEngine
+from lib.engines.vllm import VLLMEngine
+from lib.policies.adapters import add_lora, merge_adapter
+from lib.policies.load import fingerprint, load_policy
 from lib.studies import embedders, judges, prompting
 from lib.studies import prompting_baselines as baselines
 
@@ -142,6 +149,49 @@ def test_a_local_llm_asks_once_and_remembers(tmp_path):
     assert LocalLLM((model, tokenizer), cache=cache, max_new_tokens=3).ask(requests[:1]) == [CUT]
     other = LocalLLM(load_policy("dial-sft"), cache=cache)
     assert other.ask(requests[:1]) != first[:1], "another model gave the kept reply of the first"
+
+
+def test_a_local_llm_gives_no_reply_of_other_weights_with_the_same_name(tmp_path):
+    """A model keeps the name of its base, whatever became of its weights."""
+    cache, [request] = tmp_path / "answers.jsonl", [Request("Human: Now?", 0.0)]
+    base, tokenizer = load_policy("dial-llm")
+    adapted = add_lora(load_policy("dial-llm")[0], rank=2, alpha=4)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 1, generator=torch.Generator().manual_seed(0))
+    adapted.save_pretrained(tmp_path / "adapter")
+    others = [adapted, *(merge_adapter("dial-llm", tmp_path / "adapter", quantised=q) for q in (False, True))]
+    others += [load_policy("dial-llm", quantised=True)[0], load_policy("dial-llm", dtype=torch.bfloat16)[0]]
+    trained = load_policy("dial-llm")[0]
+    trained.model.norm.weight.data += 1e-3
+    models = [base, *others, trained]
+    assert len({model.name_or_path for model in models}) == 1
+    llms = [LocalLLM((model, tokenizer), cache=cache) for model in models]
+    assert len({llm.cache.path for llm in llms}) == len(models)
+    first, merged = llms[0].ask([request]), LocalLLM((models[2], tokenizer), cache=cache)
+    assert merged.ask([request]) != first, "the merged model gave the kept reply of its base"
+    again = LocalLLM(
+        (merge_adapter("dial-llm", tmp_path / "adapter", quantised=False), tokenizer), cache=cache
+    )
+    assert again.setting == merged.setting and again.replies == merged.replies
+    assert llms[0].setting["model"] == fingerprint("dial-llm")  # as shipped runs name it
+
+
+def test_an_engine_is_named_by_what_it_was_loaded_from(tmp_path, monkeypatch):
+    """It was named by its place in memory, so no cache was found again and no bandit run went on."""
+    local = as_engine(load_policy("dial-llm"))
+    kept = Kept(Kept(local, tmp_path / "kept.jsonl"), tmp_path / "again.jsonl")
+    server = ServerEngine("http://x/v1", "dial-llm", local.tokenizer)
+    assert weights_behind(kept) == weights_behind(local) == weights_behind(server) == fingerprint("dial-llm")
+    monkeypatch.setattr("lib.engines.vllm.import_vllm", lambda: SimpleNamespace(LLM=lambda **given: object()))
+    loaded = [("dial-llm", {}), ("dial-sft", {}), ("dial-llm", {"dtype": "bfloat16"})]
+    names = [weights_behind(VLLMEngine.load(base, **options)) for base, options in loaded]
+    again = Kept(VLLMEngine.load("dial-llm", memory_share=0.5), tmp_path / "kept.jsonl")
+    assert len(set(names)) == 3 and weights_behind(again) == names[0]
+    for nameless in (VLLMEngine(object(), local.tokenizer), SimpleNamespace(tokenizer=None, generate=None)):
+        with pytest.raises(ValueError, match=r"nothing says what it is.*give it an attribute `setting`"):
+            LocalLLM(nameless)
+    assert LocalLLM(SimpleNamespace(generate=None, setting="mine")).setting["model"] == "mine"
 
 
 def test_a_cut_reply_earns_nothing_and_no_reply_is_not_counted():

@@ -1,5 +1,6 @@
 """What a chat server can do wrong: nothing hangs, ends the other requests, fills memory or leaks the key."""
 
+import json
 import resource
 import time
 
@@ -12,6 +13,7 @@ from faults.hostile_server import (
     USAGES,
     WORDS,
     answer,
+    answered,
     broken_transport,
     choice,
     oddities,
@@ -62,7 +64,7 @@ def test_every_fault_is_a_problem_and_the_other_requests_are_answered(tmp_path):
         print(f"   {name:60.60} {replies[name].problem!s:.110}")
     assert len(bad) >= 112 and seconds < 100 and grown < 2**20
     assert [name for name in bad if replies[name].text is not None or not replies[name].problem] == []
-    assert [name for name in (*good, *odd) if replies[name].text != "right"] == []
+    assert [name for name in (*good, *odd) if replies[name].text != answered(name)] == []
     assert all(replies[f"usage {value}"].tokens is None for value in USAGES)
     said = [f"status {code}" for code in (*CLIENT_ERRORS, *LATER)]
     assert all(name.split()[1] in replies[name].problem and WORDS in replies[name].problem for name in said)
@@ -107,6 +109,27 @@ def test_a_key_that_a_server_repeats_is_masked(tmp_path):
     plays = {"p": answer(f"wrong key {KEY}".encode(), status=401)}
     with playing(plays) as (url, _), pytest.raises(ServerError, match=r"HTTP 401: wrong key \[key\]"):
         ask(url, tmp_path / "new", ["p"])
+
+
+def test_a_key_is_masked_however_json_spells_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("A_KEY", 'sk-"secret"/1')
+    replies = {"text": completion('you said sk-"secret"/1'), "error": {"message": 'wrong key sk-"secret"/1'}}
+    escaped = {name: json.dumps(reply).replace("/", "\\/").encode() for name, reply in replies.items()}
+    plays = {name: answer(body, status=400 if name == "error" else 200) for name, body in escaped.items()}
+    with playing(plays) as (url, _):
+        replies = ask(url, tmp_path, list(plays))
+    assert replies["text"].text == "you said [key]" and "wrong key [key]" in replies["error"].problem
+    assert "secret" not in "".join(path.read_text() for path in tmp_path.iterdir()) + str(replies)
+
+
+@pytest.mark.parametrize("key", ["none", "EMPTY", "x", "1", "dummy"])
+def test_a_word_in_place_of_a_key_is_left_in_a_reply(key, tmp_path, monkeypatch):
+    """A server without keys is given any word, and its replies were cached and scored without that word."""
+    monkeypatch.setenv("A_KEY", key)
+    said = "none of 1 x are EMPTY, dummy"
+    with playing({"p": answer(completion(said) | {"usage": {"completion_tokens": 11}})}) as (url, _):
+        reply = ask(url, tmp_path, ["p"])["p"]
+    assert (reply.text, reply.tokens) == (said, 11)
 
 
 def test_the_key_is_named_and_never_given(tmp_path, monkeypatch):

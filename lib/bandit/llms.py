@@ -1,8 +1,4 @@
-"""Black-box LLMs behind one interface: a local model, any OpenAI-compatible chat server, a known surface.
-
-A reply is cached under a hash of its request as soon as it is there, so a killed run resumes and
-pays for nothing twice. A failure is never cached and never taken for an answer.
-"""
+"""Black-box LLMs behind one interface: a local model, any OpenAI-compatible chat server, a known surface."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from lib.engines.ask import Policy, as_engine, respond
+from lib.engines.ask import Policy, as_engine, respond, weights_behind
 from lib.engines.base import Sampling
 from lib.engines.server import ChatServer
-from lib.policies.load import fingerprint
 from lib.runs import KeptLines, digest
+
+CUT = ""
 
 
 class Request(NamedTuple):
@@ -23,9 +20,6 @@ class Request(NamedTuple):
     prompt: str
     temperature: float
     seed: int = 0
-
-
-CUT = ""
 
 
 class LLM(Protocol):
@@ -46,14 +40,10 @@ class LocalLLM:
 
     def __init__(self, policy: Policy, *, max_new_tokens: int = 160, cache: Path | None = None):
         self.engine, self.max_new_tokens = as_engine(policy), max_new_tokens
-        model = getattr(self.engine, "model", self.engine)
-        weights = fingerprint(str(getattr(model, "name_or_path", model)))
-        self.setting = {"model": weights, "max_new_tokens": max_new_tokens}
+        self.setting = {"model": weights_behind(policy), "max_new_tokens": max_new_tokens}
         self.cache = KeptLines(cache.with_stem(f"{cache.stem}_{digest(self.setting)}")) if cache else None
         stored = self.cache.read() if self.cache else []
-        self.replies: dict[Request, str | None] = {
-            Request(*request): text or CUT for *request, text in stored
-        }
+        self.replies: dict[Request, str | None] = {Request(*asked): text or CUT for *asked, text in stored}
 
     def ask(self, requests: Sequence[Request]) -> list[str | None]:
         """The reply to each request; CUT for one that did not end within `max_new_tokens`."""

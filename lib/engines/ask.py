@@ -7,16 +7,18 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lib.engines.base import Completion, Engine, Request, Sampling, numbered
+from lib.checked import identity
+from lib.engines.base import Completion, Engine, Kept, Request, Sampling, numbered
 from lib.engines.completions import ServerEngine
 from lib.engines.local import TransformersEngine
 from lib.engines.vllm import VLLMEngine
 from lib.formats import parse_response
-from lib.policies.load import load_policy, load_tokenizer
+from lib.policies.load import fingerprint, load_policy, load_tokenizer, weights_of
 from lib.tasks import Rollout, Task
 from lib.verify import is_correct
 
 Policy = tuple[PreTrainedModel, PreTrainedTokenizerBase] | Engine
+ENGINES = ("transformers", "vllm", "server")
 GREEDY = Sampling()
 Reader = Callable[[str], tuple[str | None, str | None]]  # a response -> its format and its answer
 
@@ -28,9 +30,6 @@ class Response:
     text: str
     tokens: int
     truncated: bool
-
-
-ENGINES = ("transformers", "vllm", "server")
 
 
 def load_engine(name: str, base: str, *, url: str = "", **options: Any) -> Engine:
@@ -49,6 +48,16 @@ def load_engine(name: str, base: str, *, url: str = "", **options: Any) -> Engin
 def as_engine(policy: Policy) -> Engine:
     """An engine as it is; a model and its tokenizer as an engine of this process."""
     return TransformersEngine(*policy) if isinstance(policy, tuple) else policy
+
+
+def weights_behind(policy: Policy) -> Any:
+    """What tells the weights that answer from others; ValueError where neither name nor `setting` does."""
+    engine = as_engine(policy)
+    if isinstance(engine, Kept):
+        return weights_behind(engine.engine)
+    if isinstance(engine, ServerEngine):
+        return fingerprint(engine.model)
+    return weights_of(engine.model) if isinstance(engine, TransformersEngine) else identity(engine)
 
 
 def respond(

@@ -71,9 +71,8 @@ def request_seeds(requests: Sequence[Request], seed: int) -> list[int]:
     So a completion does not depend on what else is asked in the same call.
     """
     names = [(one.key, one.prompt_ids, one.forced_ids) for one in requests]
-    hashes = (
-        hashlib.sha256(repr((seed, *pair)).encode()) for pair in zip(names, numbered(names), strict=True)
-    )
+    pairs = zip(names, numbered(names), strict=True)
+    hashes = (hashlib.sha256(repr((seed, *pair)).encode()) for pair in pairs)
     return [int.from_bytes(found.digest()[:16], "big") for found in hashes]
 
 
@@ -115,21 +114,15 @@ class Kept:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order; only those that are not in the file are generated."""
-        digests = [_digest(request, sampling) for request in requests]
+        texts = (json.dumps([asdict(request), asdict(sampling)]) for request in requests)
+        digests = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
         if len(set(digests)) < len(digests):
             raise ValueError("two requests are the same: give each a key of its own (task id, sample)")
         todo = [place for place, digest in enumerate(digests) if digest not in self.known]
         for first in range(0, len(todo), self.at_once):
             part = todo[first : first + self.at_once]
             found = self.engine.generate([requests[place] for place in part], sampling)
-            new = {
-                digests[place]: replace(one, log_probs=None) for place, one in zip(part, found, strict=True)
-            }
+            new = {digests[i]: replace(one, log_probs=None) for i, one in zip(part, found, strict=True)}
             self.lines.append({"digest": d, "ids": c.ids, "truncated": c.truncated} for d, c in new.items())
             self.known |= new
         return [self.known[digest] for digest in digests]
-
-
-def _digest(request: Request, sampling: Sampling) -> str:
-    text = json.dumps([asdict(request), asdict(sampling)])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

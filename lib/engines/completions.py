@@ -32,21 +32,23 @@ class ServerEngine(Server):
 
         Asked again, only those that could not be had are sent.
         """
-        return first_alone(requests, lambda some: self._draw(some, sampling))
+        given: set[Any] = set()
+        found = first_alone(requests, lambda some: self._draw(some, sampling, given))
+        for name in given:  # only now, for what follows a first token may have failed
+            del self.drawn[name]
+        return found
 
-    def _draw(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def _draw(self, requests: Sequence[Request], sampling: Sampling, given: set[Any]) -> list[Completion]:
         seeds = request_seeds(requests, sampling.seed)
         names = [(one, sampling, seed) for one, seed in zip(requests, seeds, strict=True)]
         bodies = {name: self._body(*name) for name in names if name not in self.drawn}
-
-        def keep(name: tuple[Request, Sampling, int], reply: Completion) -> None:
-            self.drawn[name] = replace(reply, ids=(*name[0].forced_ids, *reply.ids))
-
-        if failures := self.fetch(bodies, keep):
+        if failures := self.fetch(bodies, self.drawn.__setitem__):
             problem = f"{len(failures)} of {len(bodies)} requests: {next(iter(failures.values()))}"
             remedy = "Check the address, the key and the model; asked again, only those are sent."
             raise ServerError(f"{self.url} gives no completion for {problem}. {remedy}")
-        return [self.drawn.pop(name) for name in names]
+        given.update(names)
+        found = [self.drawn[name] for name in names]
+        return [replace(r, ids=(*one.forced_ids, *r.ids)) for one, r in zip(requests, found, strict=True)]
 
     def _body(self, request: Request, sampling: Sampling, seed: int) -> dict[str, Any]:
         if self.as_text and request.never_first:

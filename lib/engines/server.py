@@ -24,6 +24,8 @@ from anyio.from_thread import start_blocking_portal
 from lib.runs import read_json, write_json
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+SHORTEST_KEY = 8  # characters: "none", "EMPTY" or "1" are no secret, and a reply may well hold them as words
+HALVES = re.compile("[\ud800-\udfff]")  # of characters: JSON can name one alone, but no file takes it
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly: for the estimate before the first request
 NOBODY = -1  # the status of a server that cannot be reached
 NO_USE = (NOBODY, *range(300, 400), 401, 403, 404)  # key, model or address is wrong: all requests would fail
@@ -187,7 +189,7 @@ class Server:
                     received += chunk
                     if len(received) > LARGEST_REPLY:
                         raise ValueError(f"more than {LARGEST_REPLY:,} bytes")
-        answer = json.loads(self._masked(received.decode()))
+        answer = self._clean(json.loads(received.decode()))
         try:
             choice = answer["choices"][0]
             if (reason := choice.get("finish_reason")) not in (*WHOLE, *CUT):
@@ -197,9 +199,17 @@ class Server:
             raise ValueError(f"unknown shape {str(answer)[:200]}") from None
 
     def _masked(self, text: str) -> str:
-        """What a server says, without the key that it may repeat."""
-        key = os.environ.get(self.key_variable)
-        return text.replace(key, "[key]") if key else text
+        """What a server says, without the key that it may repeat, be it escaped."""
+        key = os.environ.get(self.key_variable, "")
+        return text if len(key) < SHORTEST_KEY else re.sub(r"\\?".join(map(re.escape, key)), "[key]", text)
+
+    def _clean(self, value: Any) -> Any:
+        """An answer whose texts are masked and can be written into a file."""
+        if isinstance(value, dict):
+            return {self._clean(name): self._clean(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self._clean(inner) for inner in value]
+        return self._masked(HALVES.sub("\ufffd", value)) if isinstance(value, str) else value
 
     def _sent(self, body: Body) -> dict[str, Any]:
         """A request without what the model refuses."""
@@ -240,25 +250,20 @@ class ChatServer(Server):
         A request that fails for good is a reply with a problem; ask again and only those are sent.
         """
         bodies = [{"model": self.model, **request} for request in requests]
-        paths = [Path(self.cache) / f"{_digest(body)}.json" for body in bodies]
+        texts = [json.dumps(body, sort_keys=True).encode() for body in bodies]  # no address: a model may move
+        paths = [Path(self.cache) / f"{hashlib.sha256(text).hexdigest()}.json" for text in texts]
         missing = {path: body for path, body in zip(paths, bodies, strict=True) if not path.exists()}
         show(self.estimate(list(missing.values()), cached=len(set(paths)) - len(missing)))
-
-        def keep(path: Path, reply: dict[str, Any]) -> None:
-            write_json(path, {"request": missing[path], **reply})
-
         self.answered.update(path.name for path in Path(self.cache).glob("*.json"))
-        failures = self.fetch(missing, keep, show)
+        failures = self.fetch(missing, lambda p, got: write_json(p, {"request": missing[p]} | got), show)
         return [ChatReply(None, failures[path]) if path in failures else _cached(path) for path in paths]
 
     def estimate(self, requests: Collection[Body], *, cached: int = 0) -> str:
         """What requests would take: their number, tokens, and dollars where a price is given."""
         tokens_in = sum(len(json.dumps(one["messages"])) for one in requests) // CHARACTERS_PER_TOKEN
         tokens_out = sum(one["max_tokens"] for one in requests)
-        cost = "no price given"
-        if any(self.price):
-            dollars = (tokens_in * self.price[0] + tokens_out * self.price[1]) / 1e6
-            cost = f"at most about {dollars:,.2f} $"
+        dollars = (tokens_in * self.price[0] + tokens_out * self.price[1]) / 1e6
+        cost = f"at most about {dollars:,.2f} $" if any(self.price) else "no price given"
         return (
             f"{self.model}: {len(requests):,} requests to send ({cached:,} more are cached), about "
             f"{tokens_in:,} tokens in and at most {tokens_out:,} out, {cost}"
@@ -304,8 +309,3 @@ def _cached(path: Path) -> ChatReply:
     if reply["finish_reason"] in CUT:
         return ChatReply(None, f"the reply ended by {reply['finish_reason']}", cut=True, **kept)
     return ChatReply(reply["text"], reasoning=reply["reasoning"], **kept)
-
-
-def _digest(body: Body) -> str:
-    """The address and the key are left out: the same model may move."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,7 @@ from typing import Any, Self
 from transformers import PreTrainedTokenizerBase
 
 from lib.engines.base import NEVER, Completion, Request, Sampling, first_alone, request_seeds
-from lib.policies.load import find_source, load_tokenizer
+from lib.policies.load import find_source, fingerprint, load_tokenizer
 
 
 def import_vllm() -> ModuleType:
@@ -22,17 +22,21 @@ def import_vllm() -> ModuleType:
 class VLLMEngine:
     """An engine over vLLM's `LLM`; `options` are of its `SamplingParams`, for all requests."""
 
+    setting: str  # of one that was loaded: what tells its weights from others, see `lib.checked.identity`
+
     def __init__(self, llm: Any, tokenizer: PreTrainedTokenizerBase, **options: Any):
         self.llm, self.tokenizer, self.options = llm, tokenizer, options
 
     @classmethod
     def load(cls, base: str, *, memory_share: float = 0.9, **options: Any) -> Self:
         """A model as `load_policy` knows it, in `memory_share` of the device; `options` are vLLM's."""
-        source, pinned = find_source(base)
+        source, pinned, named = *find_source(base), dict(sorted(options.items()))
         options |= {"gpu_memory_utilization": memory_share, **pinned}
         # Log-probs of the distribution that tokens are drawn from.
         llm = import_vllm().LLM(model=source, logprobs_mode="processed_logprobs", **options)
-        return cls(llm, load_tokenizer(base))
+        engine = cls(llm, load_tokenizer(base))
+        engine.setting = f"vLLM {fingerprint(base)} {named}"
+        return engine
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order."""

@@ -46,29 +46,24 @@ def load_policy(
         )
     source, pinned = find_source(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **pinned)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    device = torch.device("cpu")
-    if accelerator:  # with its number: each of several processes has one of its own
-        device = torch.device(accelerator.type, torch.accelerator.current_device_index())
-    quantisation = None
+    options: dict[str, Any] = {"dtype": dtype, **pinned}
     if quantised:
         _mend_dequantisation()
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, quantization_config=quantisation, **pinned
-    )
+        nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        options["quantization_config"] = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(source, **options)
     for module in model.modules():
         # On processors with avx512_bf16, bitsandbytes would re-pack the weights in place at the first forward
         # in eval mode: rounded to bfloat16, and with an error where a width is no multiple of 64.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    # What is to be sharded stays here: whole, it may not fit on a device.
-    return (model if sharded_by() else model.to(device)).eval(), tokenizer
+    if not sharded_by():  # else it stays here: whole, it may not fit on a device
+        if dtype == torch.float32 and not quantised:
+            model.as_loaded = weights_of(model)
+        if accelerator := torch.accelerator.current_accelerator(check_available=True):
+            # With its number: each of several processes has one of its own.
+            model = model.to(torch.device(accelerator.type, torch.accelerator.current_device_index()))
+    return model.eval(), tokenizer
 
 
 def sharded_by() -> str:
@@ -86,10 +81,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
 def find_source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
     """A folder, or a hub name taken apart: "org/name@commit" -> ("org/name", {"revision": "commit"})."""
     source = _source(name_or_path)
-    if Path(source).is_dir() or "@" not in source:
-        return source, {}
-    name, _, revision = source.partition("@")
-    return name, {"revision": revision}
+    name, at, revision = source.partition("@")
+    return (name, {"revision": revision}) if at and not Path(source).is_dir() else (source, {})
 
 
 @functools.cache
@@ -138,6 +131,18 @@ def fingerprint(name_or_path: str | Path) -> str:
         return digest(read_json(folder / "provenance.json")["sha256"])
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+
+
+def weights_of(model: PreTrainedModel) -> str:
+    """What tells weights in memory from others: of a folder, as loaded in float32, its fingerprint.
+
+    Else a hash of up to 256 numbers of each parameter: merged, adapted, quantised, cast or trained on, a
+    model keeps the name of its base, and a hub's name stands for many commits.
+    """
+    few = {name: [str(p.dtype), p.flatten()[:: p.numel() // 256 + 1]] for name, p in model.named_parameters()}
+    found, name = digest(few), str(model.name_or_path)
+    place = fingerprint(name) if found == getattr(model, "as_loaded", "") else name
+    return found if place == name else place
 
 
 @contextlib.contextmanager

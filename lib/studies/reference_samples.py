@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.engines.ask import Policy, as_engine, ask
-from lib.policies.load import fingerprint
+from lib.engines.ask import Policy, ask, weights_behind
 from lib.runs import KeptLines
 from lib.tasks import Rollout, Task
 from lib.thinking import read_thinking
@@ -36,7 +35,7 @@ def sample_reference(
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
     }
-    settings |= {"seed": seed} | ({"top_p": top_p} if top_p < 1 else {}) | {"model": _weights(policy)}
+    settings |= {"seed": seed} | ({"top_p": top_p} if top_p < 1 else {}) | {"model": weights_behind(policy)}
     lines = KeptLines(path)
     head, *stored = lines.read() or [None]
     if head is None:
@@ -68,13 +67,6 @@ def sample_reference(
         if say is not None:
             say(f"{len(found)} questions sampled, {len(todo) - first - len(chosen)} to go")
     return found
-
-
-def _weights(policy: Policy) -> str:
-    """What tells the weights that answer from others: of a folder its hashes, else the name."""
-    engine = as_engine(policy)
-    model = getattr(getattr(engine, "engine", engine), "model", "")  # that of `Kept` stands behind it
-    return fingerprint(getattr(model, "name_or_path", model))
 
 
 def _fared(rollouts: Sequence[Rollout]) -> dict[str, float]:

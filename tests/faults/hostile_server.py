@@ -41,6 +41,8 @@ CLIENT_ERRORS = (
     451,
 )
 LATER = (408, 429, 500, 501, 502, 503, 504, 505, 507, 508, 511, 520, 522, 524, 529, 599)
+HALF, REPLACED = "\ud800", "\ufffd"  # of a character, which JSON can name alone, and what is kept of it
+HALVED = "half a character"
 USAGES = ("many", [], {}, None, *({"completion_tokens": value} for value in ("7", -3, None, 1.5)))
 
 
@@ -173,13 +175,21 @@ def broken_transport():
     }
 
 
+def answered(name):
+    """The text that is kept of an oddity or of a good reply."""
+    return f"right {REPLACED}" if name == HALVED else "right"
+
+
 def oddities():
-    """name -> bytes that hold an answer all the same."""
+    """name -> bytes that hold an answer all the same; see `answered`."""
     ends = (None, "eos_token", "end_turn")
     return {
         **{f"usage {value}": answer(RIGHT | {"usage": value}) for value in USAGES},
         **{f"end by {value}": answer(choice(finish_reason=value)) for value in ends},
         "an unknown field": answer(RIGHT | {"x": 1}),
+        HALVED: answer(choice(message={"content": f"right {HALF}"})),
+        "half a character in thoughts": answer(choice(message={"content": "right", "reasoning": HALF})),
+        "half a character in usage": answer(RIGHT | {"usage": {"x": [HALF], HALF: 1}}),
         "another type": answer(RIGHT, head=["Content-Type: text/html"]),
         "gzip": answer(gzip.compress(WHOLE), head=[PACKED]),
         "no length": OK + b"\r\n" + WHOLE,

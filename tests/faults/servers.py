@@ -10,7 +10,16 @@ from lib.engines import server as client
 from lib.engines.server import ChatServer
 
 from .campaign import Found
-from .hostile_server import RIGHT, answer, broken_transport, oddities, playing, refusals, wrong_bodies
+from .hostile_server import (
+    RIGHT,
+    answer,
+    answered,
+    broken_transport,
+    oddities,
+    playing,
+    refusals,
+    wrong_bodies,
+)
 
 KEY = "sk-very-secret"
 GOOD = 10
@@ -31,7 +40,7 @@ def case(rng: random.Random, folder: Path, number: int) -> Found:
     replies, seen, problem = _ask(folder, names, bad | odd | good, options)
     broken = [f"the whole call ended: {problem}"] if problem else []
     for name, reply in replies.items():
-        wrong = (reply.text is not None or not reply.problem) if name in bad else reply.text != "right"
+        wrong = (reply.text is not None or not reply.problem) if name in bad else reply.text != answered(name)
         broken += [f"{name}: {reply}"] if wrong else []
     if any(KEY in text for text in (str(replies), *(path.read_text() for path in folder.iterdir()))):
         broken.append("the key was kept or said")
