@@ -81,7 +81,7 @@ def test_a_parameter_that_would_be_ignored_is_an_error(folder, parameters, use, 
         ({"STEPS": "4"}, "STEPS takes a whole number, got '4'"),
         ({"STEPS": True}, "STEPS takes a whole number, got True"),
         ({"RATE": "1e-5"}, r"write 1.0e-5"),
-        ({"DEPTHS": 3}, r"DEPTHS takes a list of \(a whole number\) with at least one, got 3"),
+        ({"DEPTHS": 3}, r"DEPTHS takes a list of \(a whole number\) with at least one, none twice, got 3"),
     ],
 )
 def test_a_profile_file_is_checked_before_anything_runs(folder, values, message, private_runs):
