@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import partial
+from operator import ge, gt, le, lt
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 _NOUNS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a finite number"}
@@ -43,12 +44,8 @@ class Range:
     below: float | None = None
 
     def holds(self, value: float) -> bool:
-        return (
-            (self.low is None or value >= self.low)
-            and (self.high is None or value <= self.high)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+        ends = ((self.low, ge), (self.high, le), (self.above, gt), (self.below, lt))
+        return all(end is None or keeps(value, end) for end, keeps in ends)
 
     def __str__(self) -> str:
         ends = {"from": self.low, "above": self.above, "up to": self.high, "below": self.below}

@@ -33,18 +33,17 @@ class ModeTokens:
         def one(name: str, text: str) -> int:
             ids = tokenizer(text, add_special_tokens=False).input_ids
             if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-                raise ValueError(
-                    f"{name}={text!r} is {len(ids)} tokens or unknown to this tokenizer; name a stand-in "
-                    "that is one token"
-                )
-            if not tokenizer.decode(ids, skip_special_tokens=True):
-                raise ValueError(
-                    f"{name}={text!r} is a special token here, so it vanishes from decoded responses; "
-                    "make it an ordinary token"
-                )
-            return ids[0]
+                wrong = f"{len(ids)} tokens or unknown to this tokenizer; name a stand-in that is one token"
+            elif not tokenizer.decode(ids, skip_special_tokens=True):
+                wrong = "a special token here, which decoded responses lack; make it an ordinary token"
+            else:
+                return ids[0]
+            raise ValueError(f"{name}={text!r} is {wrong}")
 
-        return cls(open, one("close", close), one("start", start))
+        found = cls(open, one("close", close), one("start", start))
+        if found.close == found.start:
+            raise ValueError(f"{start=} is the token of {close=}: a response forced to think would skip it")
+        return found
 
     def is_nothinking(self, completion_ids: Sequence[int]) -> bool:
         """The mode of a response, from its first token."""
@@ -118,8 +117,6 @@ def with_reference(
 ) -> list[dict[str, Any]]:
     """Rows with the column `reference_accuracy`, joined by question id."""
     if missing := [row["id"] for row in rows if row["id"] not in reference]:
-        raise ValueError(
-            f"{len(missing)} of {len(rows)} questions have no reference samples, {missing[0]} for one; "
-            "run sample_reference on all of them"
-        )
+        lack = f"{len(missing)} of {len(rows)} questions have no reference samples, {missing[0]} for one"
+        raise ValueError(f"{lack}; run sample_reference on all of them")
     return [{**row, "reference_accuracy": reference[row["id"]]["accuracy"]} for row in rows]

@@ -348,6 +348,8 @@ def test_tokens_that_cannot_be_forced_are_refused():
         ModeTokens.find(dial_tokenizer(), start="Okay Okay")
     with pytest.raises(ValueError, match="unknown to this tokenizer"):
         ModeTokens.find(dial_tokenizer(), start="Alright")
+    with pytest.raises(ValueError, match="start='</think>' is the token of close='</think>'"):
+        ModeTokens.find(dial_tokenizer(), start="</think>")
     with pytest.raises(ValueError, match="special token"):
         ModeTokens.find(chat_tokenizer(QWEN3_TEMPLATE, ["<|im_start|>"], special_think=True))
 

@@ -15,7 +15,7 @@ from lib.course import runner
 from lib.course.declared import read_parameters
 from lib.course.execute import explain_failure
 from lib.course.notebooks import CourseError, code_hash
-from lib.course.profiles import plan
+from lib.course.profiles import assignment, plan, read_values
 from lib.course.runner import run_course
 from lib.course.stamp import stamp
 
@@ -81,7 +81,7 @@ def test_a_parameter_that_would_be_ignored_is_an_error(folder, parameters, use, 
         ({"STEPS": "4"}, "STEPS takes a whole number, got '4'"),
         ({"STEPS": True}, "STEPS takes a whole number, got True"),
         ({"RATE": "1e-5"}, r"write 1.0e-5"),
-        ({"DEPTHS": 3}, r"DEPTHS takes a list of \(a whole number\) with at least one, got 3"),
+        ({"DEPTHS": 3}, r"DEPTHS takes a list of \(a whole number\) with at least one, none twice, got 3"),
     ],
 )
 def test_a_profile_file_is_checked_before_anything_runs(folder, values, message, private_runs):
@@ -90,6 +90,38 @@ def test_a_profile_file_is_checked_before_anything_runs(folder, values, message,
     with pytest.raises(CourseError, match=message):
         run_course(profile="smoke", folder=folder)
     assert not private_runs.exists()
+
+
+ODD = [
+    *("2024-13-45", "9" * 5000, "!!int abc", "!!int ''", "!!bool abc", "!!timestamp abc", "[" * 3000),
+    *("010", "-010", "1:30", "-1:30.5", "[1, 010]", "{a: 1:30}", "{010: a}"),
+]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: value[:20])
+def test_what_yaml_cannot_build_or_reads_as_another_number_is_refused_by_name(value, folder):
+    """Python's own errors came through, and 010 was 8 in silence; in a profile's file alike."""
+    with pytest.raises(CourseError, match=re.escape(f"--set SEED={value[:20]}")):
+        assignment(f"SEED={value}")
+    write(folder, "00_a", USES)
+    profile(folder, "smoke", "00_a")
+    (folder / "profiles" / "smoke" / "00_a.yaml").write_text(f"STEPS: {value}\n")
+    with pytest.raises(CourseError, match=r"smoke/00_a.yaml: not plain YAML"):
+        plan(folder / "00_a.ipynb", "smoke", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("10", 10), ("0", 0), ("0.5", 0.5), ("1_000", 1000), ("'010'", "010"), ("a:b", "a:b"), ("yes", True)],
+)
+def test_a_value_that_is_what_it_looks_like_is_taken(text, value):
+    assert assignment(f"A={text}") == ("A", value)
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_bytes("A: für".encode("latin-1"))
+    with pytest.raises(CourseError, match=r"a.yaml: not plain YAML in UTF-8"):
+        read_values(tmp_path / "a.yaml")
 
 
 def test_an_unknown_profile_notebook_or_override_is_named(folder):

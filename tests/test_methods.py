@@ -103,6 +103,11 @@ def test_what_does_not_go_together_is_refused():
             GRPO.cpu(**changes)
     with pytest.raises(ValueError, match="shortest must be at most longest"):
         METHODS["l1_exact"].cpu(shortest=500)
+    for tag in ("<think>", "</think>"):
+        with pytest.raises(ValueError, match="thinking_start must be a word of thinking, not <think> or </"):
+            METHODS["adaptthink"].cpu(thinking_start=tag)
+    with pytest.raises(ValueError, match=r"max_nothinking_length must be at most .* = 2048, got 4096"):
+        METHODS["adaptthink"].paper(max_completion_length=2048)
 
 
 def test_a_misspelt_method_is_refused_with_the_list():

@@ -16,6 +16,7 @@ from lib.methods import METHODS
 from lib.methods.sft import SFTConfig
 from lib.sources import SOURCES
 
+TWO = ["gsm8k", "csqa"]
 REAL = {"TEST_SOURCES": ["dial"], "TRAIN_SOURCES": ["dial"]}
 PROFILES = sorted({file.parent.name for file in (NOTEBOOKS / "profiles").glob("*/[0-9]*.yaml")})
 
@@ -46,7 +47,7 @@ def test_every_parameter_has_a_rule():
     for stem, parameter in EACH:
         assert parameter.rule or parameter.type in ("bool", "dict"), f"{stem}: {parameter.name}"
         for relation in parameter.relations:
-            assert relation.split()[0] in ("needs", "divides", "multiple", "not")
+            assert relation.split()[0] in ("needs", "divides", "multiple", "not", "at")
 
 
 @pytest.mark.parametrize(("stem", "parameter", "value"), CASES)
@@ -89,15 +90,67 @@ def test_all_faults_of_all_notebooks_are_said_together(no_kernel):
 @pytest.mark.parametrize(
     ("stem", "values", "message"),
     [
-        ("03_ada_grpo", {"DATA_FOLDER": "data/samples"}, "is useless: it needs TEST_SOURCES"),
+        (
+            "03_ada_grpo",
+            {"DATA_FOLDER": "data/samples"},
+            "is useless: it needs TRAIN_SOURCES, .*, or TEST_SOURCES",
+        ),
         ("06_adareasoner", {"SERVER_MODEL": "some/model"}, "is useless: it needs SERVER_URL, which is ''"),
         ("03_ada_grpo", {"TRAINER": {"report_to": "wandbb"}}, "report_to='wandbb': there is no such package"),
         ("05_adaptthink", {"NUM_GENERATIONS": 3}, "NUM_GENERATIONS must be a multiple of 2, got 3"),
+        ("05_adaptthink", {"START": "</think>"}, "START must not be <think> or </think>, got '</think>'"),
+        (
+            "05_adaptthink",
+            {"MAX_NOTHINKING_TOKENS": 161},
+            "MAX_NOTHINKING_TOKENS must be at most MAX_NEW_TOKENS = 160, got 161",
+        ),
+        (
+            "03_ada_grpo",
+            {"TRAIN_SOURCES": TWO, "BATCHES": 1, "PROMPTS": 1, "MICRO_BATCH_SIZE": 8},
+            "PROMPTS must be at least .* = 2, got 1",
+        ),
     ],
 )
-def test_what_depends_on_another_parameter_is_held_to_it(stem, values, message, no_kernel):
+def test_what_depends_on_another_parameter_is_held_to_it(stem, values, message, private_runs, no_kernel):
+    """In the runner and in the set-up cell alike."""
     with pytest.raises(CourseError, match=message):
         run_course(only=[stem], overrides=values)
+    with pytest.raises(CourseError, match=message):
+        start(stem, {p.name: p.default for p in DECLARED[stem]} | values)
+
+
+SOURCE_LISTS = [(stem, p.name) for stem, p in EACH if p.type == "list[str]" and p.rule == "source"]
+
+
+@pytest.mark.parametrize(("stem", "name"), SOURCE_LISTS)
+def test_every_number_of_questions_is_one_a_source_at_least(stem, name):
+    """`load_tasks` refuses fewer, for the test after all training."""
+    counts = [p.name for p in DECLARED[stem] if f"at least len({name})" in p.relations]
+    for count in counts:
+        said = "".join(plan(PATHS[stem], "cpu", {name: TWO, count: 1}).check())
+        assert f"{count} must be at least len({name}) = 2, got 1" in said or f"{count} takes" in said
+        assert f"{count} must" not in "".join(plan(PATHS[stem], "cpu", {name: TWO}).check())
+    assert counts
+
+
+@pytest.mark.parametrize(("stem", "name"), SOURCE_LISTS)
+def test_a_source_twice_or_without_the_questions_is_refused(stem, name, private_runs, no_kernel):
+    """Without a data folder: those of the hub, as the catalogue has them."""
+    (parameter,) = (p for p in DECLARED[stem] if p.name == name)
+    assert fault_of(stem, parameter, ["gsm8k", "gsm8k"]) == ""
+    split = "test" if name == "TEST_SOURCES" else "train"
+    for source, entry in SOURCES.items():
+        if entry.hub is not None and split in entry.splits:
+            assert not list(plan(PATHS[stem], "cpu", {name: [source]}).check(made=[]))
+        else:
+            assert fault_of(stem, parameter, ["dial", source]) == ""
+
+
+@pytest.mark.parametrize(("stem", "name"), SOURCE_LISTS)
+def test_a_data_folder_serves_any_of_the_sources(stem, name, tmp_path):
+    (tmp_path / f"gsm8k_{'test' if name == 'TEST_SOURCES' else 'train'}.jsonl").touch()
+    given = {name: ["gsm8k"], "DATA_FOLDER": str(tmp_path)}
+    assert not list(plan(PATHS[stem], "cpu", given).check(made=[]))
 
 
 TRAINERS = [stem for stem, parameter in EACH if parameter.name == "TRAINER"]

@@ -98,15 +98,14 @@ def value_faults(
 
     `origin` says where each value was written, for the message.
     """
-    sound: set[str] = set()
+    sound = True
     for parameter in parameters:
-        where = f"{origin[parameter.name]}: {parameter.name}"
-        found = list(faults(where, parameter.annotation, values[parameter.name]))
-        for fault in found:
-            yield fault + _advice(parameter, values[parameter.name])
-        if not found:
-            sound.add(parameter.name)
-    if sound == set(values):
+        name, value = parameter.name, values[parameter.name]
+        number = parameter.type == "float" and isinstance(value, str) and re.fullmatch(r"-?\d+e-?\d+", value)
+        for fault in faults(f"{origin[name]}: {name}", parameter.annotation, value):
+            sound = False
+            yield fault + (". YAML reads 1e-5 as text; write 1.0e-5" if number else "")
+    if sound:
         if values.get("TRAINER"):
             yield from _option_faults(f"{origin['TRAINER']}: TRAINER", notebook, values)
         for parameter in parameters:
@@ -126,22 +125,15 @@ def _option_faults(where: str, notebook: str, values: Mapping[str, Any]) -> Iter
         yield from (f"{where}: {fault}" for fault in str(error).splitlines())
 
 
-def _advice(parameter: Parameter, value: Any) -> str:
-    number = parameter.type == "float" and isinstance(value, str) and re.fullmatch(r"-?\d+e-?\d+", value)
-    return ". YAML reads 1e-5 as text; write 1.0e-5" if number else ""
-
-
 def missing_places(
     parameters: Sequence[Parameter], values: Mapping[str, Any], origin: Mapping[str, str], made: Sequence[str]
 ) -> Iterator[str]:
     """Folders and files that values name and that are not there; `made` are folders that are made before."""
+    promised = tuple(f"{folder}/" for folder in made)
     for parameter in parameters:
         value = values[parameter.name]
-        if not parameter.names_a_place or not isinstance(value, str) or not value:
-            continue
-        promised = any(value.startswith(f"{folder}/") for folder in made)
-        fault = None if promised else rules.missing_place(parameter.rule, value)
-        if fault:
+        named = parameter.names_a_place and isinstance(value, str) and value
+        if named and not value.startswith(promised) and (fault := rules.missing_place(parameter.rule, value)):
             yield f"{origin[parameter.name]}: {parameter.name} takes {parameter.allowed}, got {fault}"
     if not any(fault for p in parameters for fault in faults("", p.annotation, values[p.name])):
         yield from _missing_questions(values, origin)
@@ -149,14 +141,19 @@ def missing_places(
 
 
 def _missing_questions(values: Mapping[str, Any], origin: Mapping[str, str]) -> Iterator[str]:
-    """Files that the data folder must hold for the sources: those of the test are read after all training."""
-    data = located(values.get("DATA_FOLDER") or "/no/such")
-    for name, sources in values.items() if data.is_dir() else ():
+    """Sources that the data folder, or the hub, does not hold: those of the test are read after training."""
+    folder = values.get("DATA_FOLDER")
+    for name in (name for name in values if name.endswith("_SOURCES")):
         split = "test" if name == "TEST_SOURCES" else "train"  # which holds the questions for validation
-        for source in sources if name.endswith("_SOURCES") else ():
-            if source != "dial" and not (data / f"{source}_{split}.jsonl").is_file():
-                lacks = f"holds no {source}_{split}.jsonl, which {name} takes"
-                yield f"{origin['DATA_FOLDER']}: DATA_FOLDER {lacks}"
+        hub = {known: entry for known, entry in rules.SOURCES.items() if "hub" in entry}
+        held = [known for known, entry in hub.items() if split in entry.get("splits", ("train", "test"))]
+        for source in (source for source in values[name] if source != "dial"):
+            file = f"{source}_{split}.jsonl"
+            if not folder and source not in held:
+                from_hub = f"takes from the hub dial, {', '.join(held)}, got {source!r}"
+                yield f"{origin[name]}: {name} {from_hub}; else name a DATA_FOLDER with {file}"
+            elif folder and located(folder).is_dir() and not (located(folder) / file).is_file():
+                yield f"{origin['DATA_FOLDER']}: DATA_FOLDER holds no {file}, which {name} takes"
 
 
 def _missing_machine(values: Mapping[str, Any], origin: Mapping[str, str]) -> Iterator[str]:

@@ -47,11 +47,9 @@ def explain_failure(name: str, output: Path, code: int) -> str:
         for shown in cell.get("outputs", []):
             if shown.output_type == "error":
                 first = cell.source.strip().splitlines()[0]
-                return (
-                    f"{name}  FAILED in cell {number} ({first}):\n    {shown.ename}: {shown.evalue}\n"
-                    f"The executed notebook, with the traceback, is {output}. What was finished is kept; "
-                    f"mend the cause and run the same command again."
-                )
+                what = f"{name}  FAILED in cell {number} ({first}):\n    {shown.ename}: {shown.evalue}"
+                kept = f"The executed notebook, with the traceback, is {output}. What was finished is kept"
+                return f"{what}\n{kept}; mend the cause and run the same command again."
     log = (output.parent / "papermill.log").read_text(encoding="utf-8")
     tail = "\n    ".join(log.strip().splitlines()[-5:])
     return f"{name}  FAILED before or outside a cell (papermill ended with code {code}):\n    {tail}"

@@ -37,11 +37,9 @@ def choose(notebooks: Sequence[Path], only: Sequence[str], start: str | None) ->
         stems = [path.stem for path in notebooks]
         raise CourseError(f"There is no notebook {name!r}{close(name, stems)}. There are {', '.join(stems)}.")
 
-    picked = [find(name) for name in only] or list(notebooks)
-    if start is not None:
-        first = find(start)
-        picked = [path for path in picked if path.stem >= first.stem]
-    return [path for path in notebooks if path in picked]
+    picked = [find(name) for name in only] or notebooks
+    first = "" if start is None else find(start).stem
+    return [path for path in notebooks if path in picked and path.stem >= first]
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:

@@ -1,6 +1,8 @@
 """The values that a profile and `--set` give to a notebook, checked before anything runs."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,21 +73,23 @@ class Plan:
             origin = {name: self.origin.get(name, self.path.name) for name in self.values}
             yield from value_faults(self.path.stem, self.parameters, self.values, origin)
             if made is not None:
-                yield from self._place_fault()
+                try:
+                    _ = self.folder
+                except (ValueError, TypeError) as error:
+                    yield f"{self.path.name}: {error}"
                 yield from missing_places(self.parameters, self.values, origin, made)
-
-    def _place_fault(self) -> Iterator[str]:
-        try:
-            _ = self.folder
-        except (ValueError, TypeError) as error:
-            yield f"{self.path.name}: {error}"
 
 
 def plan(path: Path, profile: str, overrides: Mapping[str, Any]) -> Plan:
     """A notebook's values: the profile's file, and over it `--set`."""
     made = Plan(path, profile, read_parameters(path))
     if profile != DEFAULT_PROFILE:
-        file = _folder(path.parent / "profiles", profile) / f"{path.stem}.yaml"
+        profiles = path.parent / "profiles"
+        known = [DEFAULT_PROFILE, *sorted({file.parent.name for file in profiles.glob("*/[0-9]*.yaml")})]
+        if profile not in known:  # jobs lie beside them
+            there = f"There are {', '.join(known)}."
+            raise CourseError(f"There is no profile {profile!r}{close(profile, known)}. {there}")
+        file = profiles / profile / f"{path.stem}.yaml"
         if not file.exists():
             made.left_out = f"not in profile {profile}"
             return made
@@ -101,17 +105,17 @@ def solution_plan(path: Path) -> Plan:
     return Plan(path, f"{DEFAULT_PROFILE}/solutions", parameters=())
 
 
-def _folder(profiles: Path, layer: str) -> Path:
-    known = sorted({file.parent.name for file in profiles.glob("*/[0-9]*.yaml")})  # beside them lie jobs
-    if layer not in known:
-        known = [DEFAULT_PROFILE, *known]
-        there = f"There are {', '.join(known)}."
-        raise CourseError(f"There is no profile {layer!r}{close(layer, known)}. {there}")
-    return profiles / layer
-
-
 class Once(yaml.SafeLoader):
-    """YAML in which a key stands once; of two the second would win in silence."""
+    """YAML in which a key stands once, as of two the second would win, and a number is what it looks like."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        with suppress(AttributeError, LookupError, ValueError):  # as of 2024-13-45, which looks like a date
+            made = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            if not isinstance(made, float | int) or not re.match("[+-]?(0[0-7_]+$|.*:)", str(node.value)):
+                return made  # and 010 would be 8, 1:30 would be 90
+        plain = "text goes in quotes, and a number has no leading 0 and no colon"
+        fault = f"{str(node.value)[:60]!r} is no plain {node.tag.rpartition(':')[2]}: {plain}"
+        raise yaml.MarkedYAMLError(fault, node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
@@ -122,10 +126,7 @@ class Once(yaml.SafeLoader):
 
 def read_values(file: Path) -> dict[str, Any]:
     """The lines `NAME: value` of a YAML file; CourseError where it holds something else."""
-    try:
-        given = yaml.load(file.read_text(encoding="utf-8"), Once) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CourseError(f"{file}: not valid YAML in UTF-8: {error}") from None
+    given = _read(file.read_text(encoding="utf-8", errors="surrogateescape"), str(file)) or {}
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
         raise CourseError(f"{file}: expected lines like `NAME: value`.")
     return given
@@ -136,7 +137,11 @@ def assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise CourseError(f"--set {text}: write NAME=VALUE.")
+    return name, _read(value, f"--set {text:.80}")
+
+
+def _read(text: str, where: str) -> Any:
     try:
-        return name, yaml.load(value, Once)
-    except yaml.YAMLError as error:
-        raise CourseError(f"--set {text}: not valid YAML: {error}") from None
+        return yaml.load(text, Once)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise CourseError(f"{where}: not plain YAML in UTF-8: {error}") from None

@@ -10,14 +10,15 @@
     model                    a shipped checkpoint, a folder, or a hub name like org/name@commit
     real model               the same without the shipped ones
 
-What depends on other parameters follows after a comma: `needs TEACHER_URL` (useless without it),
-`divides PROMPTS * 8`, `multiple of 2`, `not fsdp2 zero3 with WEIGHTS qlora`. In a list the rule holds for
-every element, and there is at least one.
+What depends on other parameters follows after a comma: `needs TEACHER_URL` (useless without it; `*_SOURCES`:
+without any), `divides PROMPTS * 8`, `multiple of 2`, `at most STEPS`, `at least len(DEPTHS)`, `not </think>`,
+`not fsdp2 zero3 with WEIGHTS qlora`. In a list the rule holds for every element; one is there, none twice.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import filter as matching
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
@@ -27,7 +28,7 @@ import yaml
 from lib.checked import Range, is_json
 from lib.runs import ROOT, located
 
-SOURCES = tuple(yaml.safe_load((ROOT / "data" / "sources.yaml").read_text(encoding="utf-8")))
+SOURCES: dict[str, Any] = yaml.safe_load((ROOT / "data" / "sources.yaml").read_text(encoding="utf-8"))
 SHIPPED = tuple(sorted(path.parent.name for path in ROOT.glob("data/checkpoints/*/provenance.json")))
 
 REASONS = {"qlora": "weights in 4 bits cannot be cut into parts; take 'lora', or let each process have all"}
@@ -74,6 +75,7 @@ KINDS = {
     "real model": Kind(f"that names a model: {_REAL}", _is_model),
 }
 _JSON = Annotated[dict, Kind("with text as keys and numbers, text, lists and dicts as values", is_json)]
+_EACH_ONCE = Kind("with at least one, none twice", lambda list: 0 < len(list) == len({*map(repr, list)}))
 TYPES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": _JSON}
 LARGEST = 2**32 - 1  # of a whole number: what NumPy takes for a seed, and more than anything can be counted
 
@@ -82,7 +84,7 @@ def annotation(type_name: str, rule: str) -> Any:
     """The annotation of a type and its rule: "int" and "1.." give Annotated[int, Range(1)]."""
     if type_name.startswith("list["):
         element = annotation(type_name[5:-1], rule)
-        return Annotated[list[element], Kind("with at least one", bool)]  # type: ignore[valid-type]
+        return Annotated[list[element], _EACH_ONCE]  # type: ignore[valid-type]
     base = TYPES[type_name]
     return reduce(or_, [_option(base, part.strip()) for part in rule.split("|")]) if rule else base
 
@@ -104,19 +106,25 @@ def dependency_fault(relation: str, name: str, values: Mapping[str, Any]) -> str
     word, _, on = relation.partition(" ")
     value = values[name]
     if word == "needs":
-        useless = value not in ("", None) and values[on] in ("", "dial", ["dial"], None, False)
-        return f"{name}={value!r} is useless: it needs {on}, which is {values[on]!r}" if useless else None
+        others = {other: values[other] for other in matching(values, on)}
+        useless = value and all(given in ("", "dial", ["dial"], None, False) for given in others.values())
+        needed = ", or ".join(f"{other}, which is {given!r}" for other, given in others.items())
+        return f"{name}={value!r} is useless: it needs {needed}" if useless else None
+    if word == "not" and " with " not in on:
+        return f"{name} must not be {on.replace(' ', ' or ')}, got {value!r}" if value in on.split() else None
     if word == "not":
         refused, _, other = on.partition(" with ")
         beside, choice = other.split()
         clash = value in refused.split() and values[beside] == choice
         why = f": {REASONS[choice]}" if choice in REASONS else ""
         return f"{name}={value!r} does not go with {beside}={choice!r}{why}" if clash else None
+    if word == "multiple":
+        return f"{name} must be a {relation}, got {value!r}" if value % int(on.removeprefix("of ")) else None
+    number = eval(re.sub("^(least|most) ", "", on), {"__builtins__": {"len": len}}, dict(values))
     if word == "divides":
-        whole = eval(on, {"__builtins__": {}}, dict(values))
-        return f"{name} must divide {on} = {whole:g}, got {value!r}" if whole % value else None
-    step = int(on.removeprefix("of "))
-    return f"{name} must be a multiple of {step}, got {value!r}" if value % step else None
+        return f"{name} must divide {on} = {number:g}, got {value!r}" if number % value else None
+    beyond = value < number if on.startswith("least ") else value > number
+    return f"{name} must be {relation} = {number:g}, got {value!r}" if beyond else None
 
 
 def places(rule: str) -> set[str]:
@@ -127,13 +135,11 @@ def places(rule: str) -> set[str]:
 def missing_place(rule: str, value: str) -> str | None:
     """What is not there though the value names it: a folder, a file, the folder of a model."""
     kinds, place = places(rule), located(value)
-    if "folder" in kinds and not place.is_dir():
+    models = kinds & {"model", "real model"} and is_path(value)
+    if (models or "folder" in kinds) and not place.is_dir():
         return f"{value!r}: there is no such folder"
     if "file" in kinds and not place.is_file():
         return f"{value!r}: there is no such file"
-    if kinds & {"model", "real model"} and is_path(value):
-        if not place.is_dir():
-            return f"{value!r}: there is no such folder"
-        if not any((place / file).exists() for file in ("config.json", "adapter_config.json")):
-            return f"{value!r}: the folder holds no model (no config.json)"
+    if models and not any((place / file).exists() for file in ("config.json", "adapter_config.json")):
+        return f"{value!r}: the folder holds no model (no config.json)"
     return None

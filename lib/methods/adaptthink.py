@@ -15,6 +15,7 @@ from lib.checked import Range
 from lib.methods.base import DIAL, Count, Group, MethodConfig, Progress, every_token
 from lib.methods.grpo import clipped_loss, is_clipped, masked_mean
 from lib.methods.readings import SKIPS, THINKS, THINKS_ANYHOW
+from lib.thinking import CLOSE, OPEN
 
 Variant = Literal["geometric_mean", "sequence", "token", "unadjusted"]
 VARIANTS: tuple[Variant, ...] = ("geometric_mean", "sequence", "token", "unadjusted")
@@ -143,10 +144,13 @@ class AdaptThink(Thinking):
         yield from super().conflicts()
         share = self.num_generations * self.nothinking_ratio
         if abs(share - self.skipping) > 1e-6 or not 0 < self.skipping < self.num_generations:
-            yield (
-                f"nothinking_ratio * num_generations = {share:g} of {self.num_generations} responses cannot "
-                "be forced to skip: each mode needs a whole number from 1, or the loss has another ratio"
-            )
+            forced = f"nothinking_ratio * num_generations = {share:g} of {self.num_generations} responses"
+            whole = "each mode needs a whole number from 1, or the loss has another ratio"
+            yield f"{forced} cannot be forced to skip: {whole}"
+        if self.thinking_start in (OPEN, CLOSE):
+            yield f"thinking_start must be a word of thinking, not {OPEN} or {CLOSE}: a tag is no thinking"
+        if (cap := self.max_nothinking_length) > (most := self.max_completion_length):
+            yield f"max_nothinking_length must be at most max_completion_length = {most}, got {cap}"
 
     @property
     def skipping(self) -> int:
@@ -169,12 +173,10 @@ class AdaptThink(Thinking):
     ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
         """The clipped loss, a mean over responses, on `batch` with advantages and both masks."""
         skipped, mask = batch["is_nothinking"], batch["completion_mask"]
-        start_log_probs = None
+        named: dict[str, Any] = {"nothinking_ratio": self.nothinking_ratio, "variant": self.variant}
         if not self.force_start:
             thinks = torch.log1p(-batch["log_p_nothinking"].exp())
-            start_log_probs = (old_log_probs[:, 0] - thinks) * ~skipped
-        named: dict[str, Any] = {"nothinking_ratio": self.nothinking_ratio, "variant": self.variant}
-        named |= {"start_log_probs": start_log_probs}
+            named["start_log_probs"] = (old_log_probs[:, 0] - thinks) * ~skipped
         ratio = importance_ratio(log_probs, old_log_probs, mask, skipped, **named)
         weights, clip = counted(ratio, mask), (batch["advantages"], self.epsilon)
         losses = clipped_loss(ratio, *clip)
