@@ -238,7 +238,55 @@ STRANGE_PAIRS = (
     (r"36\text{ cents}", r"\$36"),
     ("5.4", r"5.4\text{ million}"),
     ("5 m", "5"),
+    ("g(2)=5", "f(2)=5"),
+    ("f(3)=5", "f(2)=5"),
+    ("5=g(2)", "f(2)=5"),
+    ("f^{-1}(2)=5", "g^{-1}(2)=5"),
+    ("y=5,x=6", "(5,6)"),
+    ("(y,x)=(5,6)", "(5,6)"),
+    ("x=5,2y=6", "(5,6)"),
+    ("{x=5,2y=6}", "(5,6)"),
+    (r"x^2\in[1,2]", "[1,2]"),
+    ("5x=2", "2"),
+    ("x^2=9", "9"),
+    (r"1\,2", "12"),
+    (r"10\,00", "1000"),
+    (r"1000\,000", "1000000"),
 )
+# No name: another thing is 5 then.
+SUMS = (
+    "2x",
+    "x+1",
+    "-x",
+    "|x|",
+    r"\left|x\right|",
+    r"\sqrt{x}",
+    r"\sin x",
+    r"\sin(x)",
+    "xy",
+    "x y",
+    r"\pi x",
+)
+SUMS += (r"\frac{x}{2}", r"\frac{dy}{dx}", "x/2", "2^x", r"\ln x", "x(x+1)", "x(2)", "f(x)+1", "x_1x_2", "n!")
+SUMS += ("x_1^2", "x^{-1}", r"x \cdot y", "dx", "f'(x)", "{2x}", "3", r"\pi")
+NAMES = (
+    "x",
+    "x_1",
+    "x_{10}",
+    r"\theta",
+    r"\alpha_1",
+    "f(x)",
+    "f(2)",
+    "f(-1)",
+    "f(g(2))",
+    r"f\left(\frac12\right)",
+)
+NAMES += ("f^{-1}(x)", "x(t)", "P(A)", "p(2)", "a_{n+1}", "AB", "|AB|", r"\angle ABC")
+GROUPED = (("1\\,000", "1000"), ("1000", "1\\,000"), ("10\\,000", "10000"), ("x=-1\\,234\\,567", "-1234567"))
+GROUPED += (("1\u2009000", "1000"), ("(1\\,000,2)", "(1000,2)"), (r"\frac{1\,000}{3}", r"\frac{1000}{3}"))
+IN_ORDER = (("x=5,y=6", "(5,6)"), ("x=5, y=5", "(5,5)"), ("(x,y)=(5,6)", "(5,6)"), ("(m,b)=(5,6)", "(5,6)"))
+IN_ORDER += (("x=6 or x=5", "5,6"), ("x=5,x=6", r"\{5,6\}"), ("(x=5,y=6)", "(5,6)"), ("(5,6)", "(y,x)=(5,6)"))
+IN_ORDER += (("y=6,x=5", "x=5,y=6"), ("x >= 5", r"x \ge 5"), (r"\sum_{k=1}^{3} k", "6"), ("x=2y", "y=x/2"))
 DROPPED = [
     *((rf"{n}\text{{ {unit}}}", n, True) for n in NUMBERS for unit in UNITS),
     *((n, rf"{n}\text{{ {unit}}}", True) for n in NUMBERS[:3] for unit in UNITS),
@@ -302,6 +350,9 @@ DROPPED = [
     (r"3\text{km}", "3 km", True),
     (r"3\text{m}", "3 m", True),
     *((answer, gold, False) for answer, gold in STRANGE_PAIRS),
+    *((f"{left}=5", "5", False) for left in SUMS),
+    *((f"{left} = 5", "5", True) for left in NAMES),
+    *((answer, gold, True) for answer, gold in GROUPED + IN_ORDER),
     *((rf"5\{box}{{ dozen}}", "5", False) for box in ("mathit", "mathbf", "mathsf", "hbox", "operatorname")),
 ]
 
