@@ -1,9 +1,11 @@
 import json
 import os
 import re
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from lib import verify
 from lib.formats import ReasoningFormat, parse_response, parse_response_like_arm, render_response
+from lib.methods.readings import accuracy_reward
 from lib.verify import is_correct, is_response_correct
 
 # ---- strict comparison -------------------------------------------------------------------------
@@ -420,6 +423,64 @@ def test_a_slow_answer_costs_its_time_once(monkeypatch):
     started = time.monotonic()
     assert not any(is_correct(ENDLESS[0], "5", "latex") for _ in range(96))
     assert time.monotonic() - started < 20.0
+
+
+@pytest.mark.parametrize(("rules", "kind"), [("strict", "latex"), ("arm_training", "number")])
+def test_the_slow_answers_of_a_batch_are_compared_at_once_and_in_order(rules, kind, monkeypatch):
+    monkeypatch.setattr(verify, "TIME_LIMIT_S", 1.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr(verify, "_idle", [])
+    running, most, ask = set(), [], verify._ask
+
+    def counted(*question):
+        thread = threading.get_ident()
+        running.add(thread)
+        most.append(len(running))
+        try:
+            return ask(*question)
+        finally:
+            running.discard(thread)
+
+    monkeypatch.setattr(verify, "_ask", counted)
+    bombs = [f"9^{{9^{{{power}}}}}" for power in range(9, 19)]  # no two alike, so none is in the cache
+    answers = [*bombs[:5], "5", *bombs[5:], "5.0", "6"]
+    batch = {"completions": [f"<COT>a</COT><ANSWER>${one}$</ANSWER>" for one in answers]}
+    batch |= {"answer": ["5"] * len(answers), "kind": [kind] * len(answers)}
+    reward = accuracy_reward(partial(is_response_correct, rules=rules), rules)
+    assert reward(**batch) == [float(one in ("5", "5.0")) for one in answers]
+    assert 2 <= max(most) <= 8, "several at once, and no more than a handful"
+    assert len(verify._idle) <= 8
+
+
+def test_distinct_bombs_take_less_than_one_after_another(monkeypatch):
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one processor does one thing at a time")
+    monkeypatch.setattr(verify, "TIME_LIMIT_S", 1.0)
+    bombs = [f"9^{{9^{{{power}}}}}" for power in range(30, 42)]
+    started = time.monotonic()
+    assert not any(is_correct(bomb, "5", "latex") for bomb in bombs[:6])
+    serial = time.monotonic() - started
+    started = time.monotonic()
+    batch = {"completions": bombs[6:], "answer": ["5"] * 6, "kind": ["latex"] * 6}
+    assert accuracy_reward(is_correct)(**batch) == [0.0] * 6
+    # Half of it on two processors that have no other work.
+    assert time.monotonic() - started < 0.85 * serial
+
+
+def test_plain_answers_of_a_batch_start_no_thread(monkeypatch):
+    threads = set()
+
+    def is_right(text, answer, kind):
+        threads.add(threading.get_ident())
+        return is_correct(text, answer, kind)
+
+    batch = {
+        "completions": ["5", "B", "yes"],
+        "answer": ["5", "B", "no"],
+        "kind": ["number", "choice", "text"],
+    }
+    assert accuracy_reward(is_right)(**batch) == [1, 1, 0]
+    assert threads == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("expression", ENDLESS)
