@@ -4,13 +4,14 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Literal
 
 import yaml
@@ -34,9 +35,9 @@ def is_correct(prediction: str | None, reference: str, kind: Kind = "number") ->
         the end: 3. = 3. An exponent of up to three digits is allowed, as Python prints 1e-05. A word,
         even a unit, makes it no number.
     latex: one expression, bare or in $..$, \\(..\\), \\[..\\] or \\boxed{..}, compared by math-verify to
-        12 decimals. `x = 5` is 5; a chain or an equation without a variable is no answer. A unit is that
-        of the reference, or of data/latex.yaml where one has none; \\{1,2\\} is not (1,2). What that file
-        does not name is right only as the reference writes it. 50\\% is 50, and 0.5; `50 percent` is 50.
+        12 decimals. `x = 5` is 5; `2x = 5`, `3 = 5` or a chain is not. A unit is that of the reference,
+        or of data/latex.yaml where one has none; \\{1,2\\} is not (1,2). What that file does not
+        name is right only as the reference writes it. 50\\% is 50, and 0.5; `50 percent` is 50.
         What takes longer than `TIME_LIMIT_S` is wrong. Safe in threads; POSIX only; starts a process (0.3 s).
     choice: one capital letter, bare or in parentheses: B or (B), not `B.`, `b` or `B) the sea`.
     text: equal up to case and whitespace.
@@ -104,12 +105,8 @@ def last_boxed(text: str) -> str | None:
     rest = text[start + len("\\boxed") :].lstrip()
     if not rest.startswith("{"):  # MATH also writes \boxed 2
         return re.split(r"[\s$.,]", rest, maxsplit=1)[0] or None
-    depth = 0
-    for place, character in enumerate(rest):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return rest[1:place].strip() or None
-    return None
+    depths = list(accumulate({"{": 1, "}": -1}.get(character, 0) for character in rest))
+    return rest[1 : depths.index(0)].strip() or None if 0 in depths else None
 
 
 # ---- numbers, choices, text --------------------------------------------------------------------
@@ -175,7 +172,7 @@ def _yes_or_no(text: str) -> str:
 # all else is right where it is written as in the reference.
 
 _LISTS = yaml.safe_load((Path(__file__).parents[1] / "data" / "latex.yaml").read_text(encoding="utf-8"))
-_SYMBOL, _NAME, _COMMAND = ("|".join(_LISTS[key].split()) for key in ("symbols", "names", "commands"))
+_SYMBOL, _NOUN, _COMMAND = ("|".join(_LISTS[key].split()) for key in ("symbols", "names", "commands"))
 _WRAPPINGS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\boxed{", "}"))
 _SECOND = re.compile(r"\\boxed|(?<!\\)(?:\$|\\[()\[\]])")  # what is left of a second expression
 _TEXT, _UNDERSTOOD, _DECIDING = (
@@ -183,30 +180,30 @@ _TEXT, _UNDERSTOOD, _DECIDING = (
     for key in ("texts", "understood", "deciding")
 )
 _WITH_UNIT = re.compile(r"(.*?\S)((?: *\\text\{[^{}]*\})+(?:\^ *\{?[23]\}?)?)")
-_ONE = rf"(?:(?:square|cubic|sq|cu) )?(?:{_SYMBOL}|{_NAME})(?: ?[23])?"
+_ONE = rf"(?:(?:square|cubic|sq|cu) )?(?:{_SYMBOL}|{_NOUN})(?: ?[23])?"
 _UNIT = re.compile(rf"{_ONE}(?:(?:/| per ){_ONE})?|degree (?:C|F|celsius|fahrenheit)")
-_EQUALS = r" *(?:=|\\in(?![A-Za-z])) *"
-_NAMED = rf"^(?:[A-Za-z](?:_\w|_\{{\w+\}})?(?: ?\([\w, ]*\))?|\([a-z](?:, ?[a-z])+\)){_EQUALS}"
+_EQUALS, _NAME = _LISTS["equals"], "|".join(_LISTS["name"]).replace("LETTER", _LISTS["letter"])
+_NAMED = re.compile(rf"(^(?:[(\[]|\\\{{)? *|[,;] *)({_NAME}) *{_EQUALS} *")
 _GROUP = re.compile(r"([(\[⟦])([^()\[\]⟦⟧]*)([)\]⟧])")
 
 
 def _latex_equal(prediction: str, reference: str) -> bool:
-    answer, gold = _bare_latex(prediction), _bare_latex(reference)
-    if not answer or not gold:
-        return False
+    answer, gold = _bare_latex(prediction) or "", _bare_latex(reference) or ""
     if "%" in answer + gold:
         answer, gold = (text.replace(r"\text{percent}", r"\%") for text in (answer, gold))
-    answer, gold = _unnamed(answer, gold), _unnamed(gold, answer)
+    if bool(re.search(_EQUALS, answer)) != bool(re.search(_EQUALS, gold)):
+        answer, gold = _unnamed(answer, ordered=True), _unnamed(gold)
+    if not answer or not gold:
+        return False
     if _same(answer, gold) or _same(answer, re.sub(r"(?<=\d) *_ *\{?\d+\}?$", "", gold)):  # bases may lack
         return True
     (value, unit), (gold_value, gold_unit) = _split_unit(answer), _split_unit(gold)
     alone = "" if unit and gold_unit else unit + gold_unit
     if unit != gold_unit and ("%" in answer + gold or not _UNIT.fullmatch(alone)):
         return False
-    if _DECIDING.search(answer) or _DECIDING.search(gold):
-        return False
+    plain = not any(map(_DECIDING.search, (answer, gold)))
     understood = all(re.fullmatch(rf"(?:{_UNDERSTOOD.pattern})+", text) for text in (value, gold_value))
-    return understood and _fences_fit(value, gold_value) and _ask("strict", value, gold_value)
+    return plain and understood and _fences_fit(value, gold_value) and _ask("strict", value, gold_value)
 
 
 def _bare_latex(text: str) -> str | None:
@@ -235,10 +232,13 @@ def _word(word: str) -> str:
     return {"feet": "foot", "inche": "inch"}.get(word, word)
 
 
-def _unnamed(text: str, other: str) -> str:
-    """What a name stands for, `x = 5` or `(x,y) = (1,2)`, where the other has no name."""
-    alone = (len(re.findall(_EQUALS, text)), len(re.findall(_EQUALS, other))) == (1, 0)
-    return re.sub(_NAMED, "", text) if alone else text
+def _unnamed(text: str, *, ordered: bool = False) -> str:
+    """What names stand for, `x = 5`, `(x,y) = (1,2)` or `x = 1, y = 2`; nothing for other equations."""
+    value, named = _NAMED.sub(r"\1", text), ",".join(dict.fromkeys(m[2] for m in _NAMED.finditer(text)))
+    names = re.sub(r"(?<=[\w}]) ?\([^()]*\)|[ ()\\]", "", named).split(",")
+    if re.search(_EQUALS, value) or (ordered and names != sorted(names) and names not in _LISTS["orders"]):
+        return ""
+    return f"({value})" if re.fullmatch(r"\w(?:,\w)+", named) and value[0] not in r"([\{" else value
 
 
 def _same(answer: str, gold: str) -> bool:
@@ -273,26 +273,24 @@ def _math_verify(rules: str, prediction: str, reference: str) -> bool:
     """Compare with math-verify, gold first. Its own time limit is off: it works in main threads only."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
-    from sympy import And, Eq
+    from sympy import Pow
+    from sympy.core.function import AppliedUndef
     from sympy.core.relational import Relational
 
     read = partial(parse, parsing_timeout=None)
-    read_latex = partial(read, extraction_config=[LatexExtractionConfig()])
-    if rules == "arm_number":
-        return verify(read(reference), read(prediction), timeout_seconds=None)
-    if rules == "arm_latex":
-        return verify(read_latex(reference), read(prediction), timeout_seconds=None)
-    plain = LatexExtractionConfig(
-        normalization_config=NormalizationConfig(malformed_operators=True, nits=True)
-    )
-    read_plain = partial(read, extraction_config=[plain], extraction_mode="first_match")
-    gold, answer = read_plain(f"${reference}$"), read_plain(f"${prediction}$")
+    if rules != "strict":
+        latex = {"extraction_config": [LatexExtractionConfig()]} if rules == "arm_latex" else {}
+        return verify(read(reference, **latex), read(prediction), timeout_seconds=None)
+    nits = NormalizationConfig(malformed_operators=True, nits=True)
+    config = [LatexExtractionConfig(normalization_config=nits)]
+    both = (f"${reference}$", f"${prediction}$")
+    gold, answer = (read(text, extraction_config=config, extraction_mode="first_match") for text in both)
     if not gold or not answer:
         return False
-    odd = isinstance(answer[0], Relational | And) and not isinstance(gold[0], Relational | And)
-    if odd and not (isinstance(answer[0], Eq) and answer[0].lhs.free_symbols):
-        return False  # math-verify takes the right side of any relation: `3 = 5` would be 5
-    return verify(gold, answer, float_rounding=12, timeout_seconds=None)
+    odd = answer[0].has(Relational) and not gold[0].has(Relational)  # to math-verify `3 = 5` is 5
+    values = (one[0].atoms(Pow, AppliedUndef) for one in (answer, gold))  # and f(2) is g(3), and its inverse
+    called, known = ({v for v in some if isinstance(v.as_base_exp()[0], AppliedUndef)} for some in values)
+    return not odd and called == known and verify(gold, answer, float_rounding=12, timeout_seconds=None)
 
 
 # ---- the process that compares LaTeX -----------------------------------------------------------
@@ -300,7 +298,7 @@ def _math_verify(rules: str, prediction: str, reference: str) -> bool:
 # question, dies by its own alarm when it has worked for the limit: its own seconds, so that a busy machine
 # makes no answer wrong. multiprocessing and Pebble import the main module again, with its torch, or fork.
 
-_idle: list[subprocess.Popen[str]] = []
+_idle: list[Popen[str]] = []
 if hasattr(os, "register_at_fork"):  # two owners of one pipe would mix up the replies
     os.register_at_fork(after_in_child=_idle.clear)
 
@@ -314,8 +312,7 @@ def _ask(rules: str, prediction: str, reference: str) -> bool:
     assert process.stdin and process.stdout  # pipes
     reply = ""
     with suppress(BrokenPipeError):
-        process.stdin.write(json.dumps([TIME_LIMIT_S, rules, prediction, reference]) + "\n")
-        process.stdin.flush()
+        print(json.dumps([TIME_LIMIT_S, rules, prediction, reference]), file=process.stdin, flush=True)
         reply = process.stdout.readline()
     if reply:
         _idle.append(process)
@@ -324,20 +321,15 @@ def _ask(rules: str, prediction: str, reference: str) -> bool:
     return reply == "true\n"
 
 
-def _take_process() -> subprocess.Popen[str]:
+def _take_process() -> Popen[str]:
     """An idle process, or a new one where all are busy: as many run as threads have asked at once."""
     with suppress(IndexError):
         while (process := _idle.pop()).poll() is not None:
             pass
         return process
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.path = {sys.path}; from lib.verify import _serve; _serve()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for the parent
-    )
+    program = f"import sys; sys.path = {sys.path}; from lib.verify import _serve; _serve()"
+    command = [sys.executable, "-c", program]  # in a session of its own: Ctrl-C is for the parent
+    process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, start_new_session=True)
     if process.stdout is None or process.stdout.readline() != "ready\n":
         raise RuntimeError("no process to compare LaTeX could be started: does `import math_verify` work?")
     return process

@@ -1,9 +1,11 @@
 import json
 import os
 import re
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from lib import verify
 from lib.formats import ReasoningFormat, parse_response, parse_response_like_arm, render_response
+from lib.methods.readings import accuracy_reward
 from lib.verify import is_correct, is_response_correct
 
 # ---- strict comparison -------------------------------------------------------------------------
@@ -238,7 +241,55 @@ STRANGE_PAIRS = (
     (r"36\text{ cents}", r"\$36"),
     ("5.4", r"5.4\text{ million}"),
     ("5 m", "5"),
+    ("g(2)=5", "f(2)=5"),
+    ("f(3)=5", "f(2)=5"),
+    ("5=g(2)", "f(2)=5"),
+    ("f^{-1}(2)=5", "g^{-1}(2)=5"),
+    ("y=5,x=6", "(5,6)"),
+    ("(y,x)=(5,6)", "(5,6)"),
+    ("x=5,2y=6", "(5,6)"),
+    ("{x=5,2y=6}", "(5,6)"),
+    (r"x^2\in[1,2]", "[1,2]"),
+    ("5x=2", "2"),
+    ("x^2=9", "9"),
+    (r"1\,2", "12"),
+    (r"10\,00", "1000"),
+    (r"1000\,000", "1000000"),
 )
+# No name: another thing is 5 then.
+SUMS = (
+    "2x",
+    "x+1",
+    "-x",
+    "|x|",
+    r"\left|x\right|",
+    r"\sqrt{x}",
+    r"\sin x",
+    r"\sin(x)",
+    "xy",
+    "x y",
+    r"\pi x",
+)
+SUMS += (r"\frac{x}{2}", r"\frac{dy}{dx}", "x/2", "2^x", r"\ln x", "x(x+1)", "x(2)", "f(x)+1", "x_1x_2", "n!")
+SUMS += ("x_1^2", "x^{-1}", r"x \cdot y", "dx", "f'(x)", "{2x}", "3", r"\pi")
+NAMES = (
+    "x",
+    "x_1",
+    "x_{10}",
+    r"\theta",
+    r"\alpha_1",
+    "f(x)",
+    "f(2)",
+    "f(-1)",
+    "f(g(2))",
+    r"f\left(\frac12\right)",
+)
+NAMES += ("f^{-1}(x)", "x(t)", "P(A)", "p(2)", "a_{n+1}", "AB", "|AB|", r"\angle ABC")
+GROUPED = (("1\\,000", "1000"), ("1000", "1\\,000"), ("10\\,000", "10000"), ("x=-1\\,234\\,567", "-1234567"))
+GROUPED += (("1\u2009000", "1000"), ("(1\\,000,2)", "(1000,2)"), (r"\frac{1\,000}{3}", r"\frac{1000}{3}"))
+IN_ORDER = (("x=5,y=6", "(5,6)"), ("x=5, y=5", "(5,5)"), ("(x,y)=(5,6)", "(5,6)"), ("(m,b)=(5,6)", "(5,6)"))
+IN_ORDER += (("x=6 or x=5", "5,6"), ("x=5,x=6", r"\{5,6\}"), ("(x=5,y=6)", "(5,6)"), ("(5,6)", "(y,x)=(5,6)"))
+IN_ORDER += (("y=6,x=5", "x=5,y=6"), ("x >= 5", r"x \ge 5"), (r"\sum_{k=1}^{3} k", "6"), ("x=2y", "y=x/2"))
 DROPPED = [
     *((rf"{n}\text{{ {unit}}}", n, True) for n in NUMBERS for unit in UNITS),
     *((n, rf"{n}\text{{ {unit}}}", True) for n in NUMBERS[:3] for unit in UNITS),
@@ -302,6 +353,9 @@ DROPPED = [
     (r"3\text{km}", "3 km", True),
     (r"3\text{m}", "3 m", True),
     *((answer, gold, False) for answer, gold in STRANGE_PAIRS),
+    *((f"{left}=5", "5", False) for left in SUMS),
+    *((f"{left} = 5", "5", True) for left in NAMES),
+    *((answer, gold, True) for answer, gold in GROUPED + IN_ORDER),
     *((rf"5\{box}{{ dozen}}", "5", False) for box in ("mathit", "mathbf", "mathsf", "hbox", "operatorname")),
 ]
 
@@ -369,6 +423,64 @@ def test_a_slow_answer_costs_its_time_once(monkeypatch):
     started = time.monotonic()
     assert not any(is_correct(ENDLESS[0], "5", "latex") for _ in range(96))
     assert time.monotonic() - started < 20.0
+
+
+@pytest.mark.parametrize(("rules", "kind"), [("strict", "latex"), ("arm_training", "number")])
+def test_the_slow_answers_of_a_batch_are_compared_at_once_and_in_order(rules, kind, monkeypatch):
+    monkeypatch.setattr(verify, "TIME_LIMIT_S", 1.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr(verify, "_idle", [])
+    running, most, ask = set(), [], verify._ask
+
+    def counted(*question):
+        thread = threading.get_ident()
+        running.add(thread)
+        most.append(len(running))
+        try:
+            return ask(*question)
+        finally:
+            running.discard(thread)
+
+    monkeypatch.setattr(verify, "_ask", counted)
+    bombs = [f"9^{{9^{{{power}}}}}" for power in range(9, 19)]  # no two alike, so none is in the cache
+    answers = [*bombs[:5], "5", *bombs[5:], "5.0", "6"]
+    batch = {"completions": [f"<COT>a</COT><ANSWER>${one}$</ANSWER>" for one in answers]}
+    batch |= {"answer": ["5"] * len(answers), "kind": [kind] * len(answers)}
+    reward = accuracy_reward(partial(is_response_correct, rules=rules), rules)
+    assert reward(**batch) == [float(one in ("5", "5.0")) for one in answers]
+    assert 2 <= max(most) <= 8, "several at once, and no more than a handful"
+    assert len(verify._idle) <= 8
+
+
+def test_distinct_bombs_take_less_than_one_after_another(monkeypatch):
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one processor does one thing at a time")
+    monkeypatch.setattr(verify, "TIME_LIMIT_S", 1.0)
+    bombs = [f"9^{{9^{{{power}}}}}" for power in range(30, 42)]
+    started = time.monotonic()
+    assert not any(is_correct(bomb, "5", "latex") for bomb in bombs[:6])
+    serial = time.monotonic() - started
+    started = time.monotonic()
+    batch = {"completions": bombs[6:], "answer": ["5"] * 6, "kind": ["latex"] * 6}
+    assert accuracy_reward(is_correct)(**batch) == [0.0] * 6
+    # Half of it on two processors that have no other work.
+    assert time.monotonic() - started < 0.85 * serial
+
+
+def test_plain_answers_of_a_batch_start_no_thread(monkeypatch):
+    threads = set()
+
+    def is_right(text, answer, kind):
+        threads.add(threading.get_ident())
+        return is_correct(text, answer, kind)
+
+    batch = {
+        "completions": ["5", "B", "yes"],
+        "answer": ["5", "B", "no"],
+        "kind": ["number", "choice", "text"],
+    }
+    assert accuracy_reward(is_right)(**batch) == [1, 1, 0]
+    assert threads == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("expression", ENDLESS)

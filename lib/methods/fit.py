@@ -68,7 +68,7 @@ def build(
     reading = READINGS[config.reading](tokenizer, config)
     train_set, watched = (Dataset.from_list([dict(row) for row in some]) for some in (rows, validation_rows))
     data: dict[str, Any] = {"train_dataset": train_set, "eval_dataset": watched if validation_rows else None}
-    data["reward_funcs"] = reward or accuracy_reward(reading.is_right)
+    data["reward_funcs"] = reward or accuracy_reward(reading.is_right, config.rules)
     named = data | {"model": model, "args": arguments, "processing_class": tokenizer}
     trainer = MethodTrainer(config, reading, **named)
     prepare(trainer, config)

@@ -1,6 +1,8 @@
 """How responses are read: which mode one opens in, how to make it open so, and is it right."""
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lib.formats import ReasoningFormat, detect_format, parse_response_like_arm
 from lib.methods.base import MethodConfig
 from lib.thinking import NOTHINKING, THINKING, ModeTokens, is_solution_right
-from lib.verify import is_response_correct
+from lib.verify import Rules, is_response_correct
 
 SKIPS, THINKS, THINKS_ANYHOW = NOTHINKING, THINKING, "thinking_any_start"
 
@@ -91,16 +93,21 @@ Reading = FormatReading | ThinkingReading
 READINGS: dict[str, type[Reading]] = {"formats": FormatReading, "thinking": ThinkingReading}
 
 
-def accuracy_reward(is_right: Callable[[str, str, str], bool]) -> Callable[..., list[float]]:
+def accuracy_reward(is_right: Callable[..., bool], rules: Rules = "strict") -> Callable[..., list[float]]:
     """1 for a right response and 0 for any other (ARM, equation 1), by `is_right(text, answer, kind)`.
 
-    A reward function with TRL's signature; rows need the columns `answer` and `kind`.
+    A reward function with TRL's signature; rows need the columns `answer` and `kind`. What other processes
+    compare (LaTeX, and numbers by ARM's rules) is compared by up to 8 at once: each may take its whole time.
     """
+    slow = {"latex"} if rules == "strict" else {"latex", "number"}
 
     def accuracy(
         completions: Sequence[Any], answer: Sequence[str], kind: Sequence[str], **others: Any
     ) -> list[float]:
         texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return [float(is_right(*row)) for row in zip(texts, answer, kind, strict=True)]
+        rows = zip(texts, answer, kind, strict=True)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            ask = map if slow.isdisjoint(kind) else pool.map
+            return [float(right) for right in ask(lambda row: is_right(*row), rows)]
 
     return accuracy

@@ -196,6 +196,66 @@ def marked(rng: random.Random) -> Pair:
     return rng.choice(marks).format(value), str(value), False
 
 
+def related(rng: random.Random) -> Pair:
+    """An equation: a name on its left stands for what is on its right, an operation for another thing."""
+    value = rng.randint(2, 999_999)
+    letter = rng.choice("abcxyzntkuvw")
+    names = (
+        "{}",
+        "{}_1",
+        "{}_{{12}}",
+        "f({})",
+        "f(3)",
+        "g_2({})",
+        r"\theta",
+        "AB",
+        r"\angle ABC",
+        "h^{{-1}}({})",
+    )
+    others = (
+        "2{}",
+        "{}+1",
+        "-{}",
+        "|{}|",
+        r"\sqrt{{{}}}",
+        r"\sin {}",
+        r"\sin({})",
+        "{0}q",
+        "{0}^2",
+        r"\log {}",
+    )
+    others += (
+        r"\frac{{{}}}{{2}}",
+        r"\frac{{dy}}{{d{}}}",
+        "{}/3",
+        "2^{}",
+        "f'({})",
+        "3f({})",
+        "f({})^2",
+        "{0}_1{0}_2",
+    )
+    others += (r"\left|{}\right|", r"{} \cdot 3", "{0}({0}+1)", "(x+1){}", r"\pi {}", "{}!", "q {}", "1 - {}")
+    named = rng.random() < 0.5
+    left = rng.choice(names if named else others).format(letter)
+    sign, digits = (
+        rng.choice(("=", " = ")),
+        rng.choice((str(value), f"{value:,}", f"{value:,}".replace(",", r"\,"))),
+    )
+    return rng.choice((f"{left}{sign}{digits}", f"${left}{sign}{digits}$")), str(value), named
+
+
+def paired(rng: random.Random) -> Pair:
+    """Numbers that are named, in the order of their names or not; and another function's value."""
+    one, two = rng.sample(range(-20, 20), 2)
+    first, second = sorted(rng.sample("abcuvxyz", 2))
+    names = rng.choice((f"({first},{second})=({one},{two})", f"{first}={one}, {second}={two}"))
+    turned = rng.choice((f"({second},{first})=({one},{two})", f"{second}={one}, {first}={two}"))
+    f, g = rng.sample(("f(2)", "g(2)", "f(3)", "h_1(2)", "f^{-1}(2)"), 2)
+    ways = [(names, f"({one},{two})", True), (turned, f"({one},{two})", False)]
+    ways += [(f"{f}={one}", f"{f} = {one}", True), (f"{g}={one}", f"{f}={one}", False)]
+    return rng.choice(ways)
+
+
 def grouped(rng: random.Random) -> Pair:
     """Sets, tuples and intervals: fences and, in a tuple, the order decide."""
     one, two = rng.sample(range(-20, 20), 2)
@@ -336,7 +396,7 @@ def rewritten(rng: random.Random) -> Pair:
 
 
 KINDS: tuple[Callable[[random.Random], Pair], ...] = (
-    equal, another, unit, word, digits_base, marked, grouped, nested, more, rewritten,
+    equal, another, unit, word, digits_base, marked, related, paired, grouped, nested, more, rewritten,
     changed, changed, changed,
 )  # fmt: skip
 
