@@ -18,6 +18,7 @@ from lib import runs
 from lib.formats import ReasoningFormat
 from lib.runs import CheckpointError, RunFolderError, check_provenance, start_run, write_atomically
 from lib.tasks import Rollout
+from lib.writing import KeptLines, read_json
 
 
 def test_a_run_folder_holds_config_metrics_and_result(private_runs):
@@ -76,6 +77,18 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it():
     (run.folder / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
     with pytest.raises(RunFolderError, match=r"metrics.jsonl, line 2, is not JSON"):
         run.metrics()
+
+
+@pytest.mark.parametrize("damage", [b'{"step": \xff}', b"[" * 100_000, b"", b"\x00" * 16])
+def test_a_file_is_named_however_it_is_damaged(damage, tmp_path):
+    """Bytes that are no UTF-8, and nesting without an end, came through as Python's own errors."""
+    rows, value = tmp_path / "rows.jsonl", tmp_path / "value.json"
+    rows.write_bytes(b"{}\n" + damage + b"\n{}\n")
+    value.write_bytes(damage)
+    with pytest.raises(RunFolderError, match=r"rows.jsonl, line 2, is not JSON .* Delete that line"):
+        KeptLines(rows).read()
+    with pytest.raises(RunFolderError, match=r"value.json is not JSON .* Delete it"):
+        read_json(value)
 
 
 def test_another_configuration_does_not_mix_with_the_old_one():
