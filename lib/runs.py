@@ -185,14 +185,16 @@ def run_folder(notebook: str, profile: str, name: str = "") -> Path:
 def start_run(notebook: str, profile: str, config: Mapping[str, Any], name: str = "") -> Run:
     """Open the run folder of a notebook and write its config.json.
 
-    Where the configuration is another than last time, the old one and its results go to `previous/`.
+    Where the configuration is another than last time, the old one and its results go to `previous/`. The new
+    one is written last: a kill leaves it beside no results of the old.
     Checkpoint and log belong to the settings of the training alone: see `Run.claim`.
     """
     _code_version()
     folder = run_folder(notebook, profile, name)
-    path = folder / "config.json"
-    if path.exists() and read_json(path) != json.loads(json.dumps(dict(config))):
-        _move(("config.json", "metrics.json", "rollouts"), folder, folder / "previous" / _now())
+    path, place = folder / "config.json", folder / "previous" / _now()
+    if path.exists() and (old := read_json(path)) != json.loads(json.dumps(dict(config))):
+        write_json(place / path.name, old)
+        _move(("metrics.json", "numbers.json", "rollouts"), folder, place)
     write_json(path, config)
     (folder / "numbers.json").unlink(missing_ok=True)
     return Run(folder, config)

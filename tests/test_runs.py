@@ -101,6 +101,45 @@ def test_another_configuration_does_not_mix_with_the_old_one():
     assert len(list((old.folder / "previous").glob("*/metrics.json"))) == 1
 
 
+@pytest.mark.parametrize("name", ["", "lr=2"])
+@pytest.mark.parametrize("steps", range(6))
+def test_a_kill_leaves_no_results_under_another_configuration(steps, name, monkeypatch):
+    """Killed at each rename, those that write config.json included; either configuration may follow."""
+    old = start_run("00_x", "cpu", {"LR": 1}, name)
+    old.finish({"rate": 1})
+    old.quote(rate=1)
+    write_atomically(old.folder / "rollouts" / "test.parquet", "1")
+    left = [steps]
+
+    def until_killed(rename):
+        def renamed(path, target):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        return renamed
+
+    with monkeypatch.context() as patched:
+        for how in ("rename", "replace"):
+            patched.setattr(runs.Path, how, until_killed(getattr(runs.Path, how)))
+        with contextlib.suppress(KeyboardInterrupt):
+            start_run("00_x", "cpu", {"LR": 2}, name)
+
+    results = ("metrics.json", "numbers.json", "rollouts")
+
+    def there():
+        return [result for result in results if (old.folder / result).exists()]
+
+    now = json.loads((old.folder / "config.json").read_text())
+    assert now == {"LR": 1} or there() in ([], ["numbers.json"]), "the new one's results are not there yet"
+    new = start_run("00_x", "cpu", {"LR": 2}, name)
+    assert json.loads((new.folder / "config.json").read_text()) == {"LR": 2} and there() == []
+    kept = [place for place in (old.folder / "previous").iterdir() if any(place.iterdir())]
+    assert all(json.loads((place / "config.json").read_text()) == {"LR": 1} for place in kept)
+    assert sorted(p.name for place in kept for p in place.iterdir() if p.name != "config.json") == [*results]
+
+
 def test_a_run_name_tells_the_runs_of_a_sweep_apart(private_runs):
     plain, first, second = (
         start_run("00_x", "cpu", {"SEED": 1}, name) for name in ("", "lr=1e-4", "lr=2e-4")
