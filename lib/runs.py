@@ -17,9 +17,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -34,7 +35,9 @@ from lib.writing import KeptLines, explained, held, read_json, write_atomically,
 from lib.writing import RunFolderError as RunFolderError
 
 ROOT = Path(__file__).resolve().parent.parent
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's end, a closed terminal
+# Folders within a run's, of notebooks too; a run by that name would be taken for them, and they for it.
+OWN = "checkpoint, previous, rollouts, result, policy, replies, embeddings, sft_set, one_step, grpo, ada_grpo"
+OWN += ", ddp, fsdp2, vllm, solutions"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy")
 
 
@@ -289,6 +292,29 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def heard(react: Callable[[int, Any], None]) -> Iterator[None]:
+    """Give the signals that stop a run to `react`, but those nohup ignores; only the main thread has them."""
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's end, a closed terminal
+    here = stops if threading.current_thread() is threading.main_thread() else ()
+    old = {n: signal.signal(n, react) for n in here if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def end_by(number: int, last: str) -> None:
+    """End as a signal asks, `last` being saved: KeyboardInterrupt, or the process ends; 0 is no signal."""
+    saved = f"saved at {last}; the same call goes on from there"
+    if number and number != signal.SIGINT:
+        print(saved, flush=True)
+        signal.raise_signal(number)
+    if number:
+        raise KeyboardInterrupt(saved)
 
 
 def is_first_process() -> bool:
