@@ -143,33 +143,26 @@ class Run:
         return held(self.folder / ".lock", f"Another process trains in {self.folder}: {remedy}")
 
     def _settings(self) -> dict[str, Any]:
-        path = self.checkpoint / "config.json"
-        return read_json(path) if path.exists() else {}
+        with suppress(FileNotFoundError):  # the first process may move it at any time
+            return read_json(self.checkpoint / "config.json")
+        return {}
 
     def _make_room(self, old: Mapping[str, Any], new: Mapping[str, Any], say: Callable[[str], None]) -> None:
-        """Put what other settings left in their place, and what these left here."""
-        if old != new and self.checkpoint.exists():
-            kept = self._set_aside(old)
-            say(f"other settings than last time ({_differences(old, new)}); the last are kept in {kept}")
-        self._bring_back(new)
-
-    def _set_aside(self, old: Mapping[str, Any]) -> str:
-        """Move checkpoint and log away, to come back when their settings do; gives the place."""
-        place = self.folder / "previous" / (digest(old) if old else _now())
-        _move(("metrics.jsonl", "checkpoint"), self.folder, place)
-        return _shown(place)
-
-    def _bring_back(self, settings: Mapping[str, Any]) -> None:
-        """What these settings left before, or an empty checkpoint folder that names them.
+        """Put what other settings left in their place, and what these left here, or a new checkpoint folder.
 
         What a kill left of either move is moved now: the log goes first and comes back last.
         """
-        place = self.folder / "previous" / digest(settings)
+        if old != new and self.checkpoint.exists():
+            place = self.folder / "previous" / (digest(old) if old else _now())
+            _move(("metrics.jsonl", "checkpoint"), self.folder, place)
+            kept = f"the last are kept in {_shown(place)}"
+            say(f"other settings than last time ({_differences(old, new)}); {kept}")
+        place = self.folder / "previous" / digest(new)
         if place.exists():
             _move(sorted(path.name for path in place.iterdir()), place, self.folder)
             place.rmdir()
         elif not self._settings():
-            write_json(self.checkpoint / "config.json", settings)
+            write_json(self.checkpoint / "config.json", new)
 
 
 def run_folder(notebook: str, profile: str, name: str = "") -> Path:

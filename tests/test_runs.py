@@ -247,6 +247,21 @@ def test_the_other_processes_wait_for_the_first(monkeypatch):
     assert not waiting.is_alive()
 
 
+def test_settings_that_move_while_they_are_read_are_not_there_yet(monkeypatch):
+    """Of several processes, one asked whether they exist, and read them after the first had moved them."""
+    run = start_run("00_x", "cpu", {})
+    trained(run, {"seed": 1}, 1)
+    read, moved = runs.Path.read_bytes, []
+
+    def too_late(path):
+        if path == run.checkpoint / "config.json" and not moved:
+            moved.append(path.rename(path.with_name("moved")))
+        return read(path)
+
+    monkeypatch.setattr(runs.Path, "read_bytes", too_late)
+    assert run._settings() == {} and moved
+
+
 def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     path = tmp_path / "value.json"
     write_atomically(path, "old")
