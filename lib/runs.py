@@ -245,11 +245,10 @@ def _now() -> str:
 
 def provenance(**facts: Any) -> dict[str, Any]:
     """Where a result comes from: the given facts, the commit, the versions, the machine and the time."""
-    versions = {name: metadata.version(name) for name in PACKAGES}
     return {
         **facts,
         **_code_version(),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -336,5 +335,7 @@ def _code_version() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
+    with suppress(OSError):  # git is not installed
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+    return None
