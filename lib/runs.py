@@ -170,8 +170,10 @@ def run_folder(notebook: str, profile: str, name: str = "") -> Path:
     folder = runs_folder() / profile / notebook / name
     if not name:
         return folder
-    if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name):
-        raise ValueError(f"RUN_NAME may hold letters, digits and _ . = + -, got {name!r}")
+    file = name.endswith((".json", ".jsonl", ".yaml", ".ipynb", ".md"))
+    if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name) or file or name.lower() in OWN.split(", "):
+        rule = "may hold letters, digits and _ . = + -, end like no file (.json) and be none of"
+        raise ValueError(f"RUN_NAME {rule} {OWN}; got {name!r}")
     ours = ("config.json", "parameters.yaml")  # the second: the runner's
     if folder.exists() and any(folder.iterdir()) and not any((folder / file).exists() for file in ours):
         raise ValueError(f"RUN_NAME {name!r}: {_shown(folder)} holds something else; choose another name")

@@ -158,6 +158,27 @@ def test_a_run_name_cannot_reach_another_folder(name):
         start_run("00_x", "cpu", {}, name)
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "Previous", "rollouts", "result", "grpo", "metrics.json"])
+def test_a_run_is_not_called_what_a_run_folder_holds(name):
+    """checkpoint/config.json passed for a run's, and the next claim moved that run away with the other's."""
+    run = start_run("00_x", "cpu", {})
+    trained(run, {"rate": 1}, 1)
+    with pytest.raises(ValueError, match=r"letters, digits and _ . = \+ -, end like no .*checkpoint, .*got"):
+        start_run("00_x", "cpu", {"LR": 2}, name)
+    assert run.claim({"rate": 1}) == {"marker": 1}
+
+
+def test_without_git_a_run_names_no_commit(monkeypatch, tmp_path):
+    """A ZIP on a small image: every notebook ended in its set-up cell."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    runs._code_version.cache_clear()
+    try:
+        start_run("00_x", "cpu", {})
+        assert runs.provenance()["commit"] is None
+    finally:
+        runs._code_version.cache_clear()
+
+
 # ---- what was trained -----------------------------------------------------------------------------
 
 
