@@ -35,9 +35,9 @@ from lib.writing import KeptLines, explained, held, read_json, write_atomically,
 from lib.writing import RunFolderError as RunFolderError
 
 ROOT = Path(__file__).resolve().parent.parent
-# Folders within a run's, of notebooks too; a run by that name would be taken for them, and they for it.
+# What is in a run folder, of notebooks too: a run by that name would be taken for it. The last are files.
 OWN = "checkpoint, previous, rollouts, result, policy, replies, embeddings, sft_set, one_step, grpo, ada_grpo"
-OWN += ", ddp, fsdp2, vllm, solutions"
+OWN += ", ddp, fsdp2, vllm, solutions, json, jsonl, yaml, ipynb, md"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy")
 
 
@@ -88,10 +88,9 @@ class Run:
         import pyarrow as pa  # here, since whoever only opens a run folder need not wait for it
         from pyarrow import parquet
 
-        def valid(value: Any) -> Any:
-            return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-        rows = [{field: valid(value) for field, value in asdict(rollout).items()} for rollout in rollouts]
+        rows = [asdict(rollout) for rollout in rollouts]
+        for row in rows:
+            row |= {k: v.encode("utf-8", "replace").decode() for k, v in row.items() if isinstance(v, str)}
         buffer = pa.BufferOutputStream()
         parquet.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
         write_atomically(self.folder / "rollouts" / f"{name}.parquet", buffer.getvalue().to_pybytes())
@@ -170,9 +169,8 @@ def run_folder(notebook: str, profile: str, name: str = "") -> Path:
     folder = runs_folder() / profile / notebook / name
     if not name:
         return folder
-    file = name.endswith((".json", ".jsonl", ".yaml", ".ipynb", ".md"))
-    if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name) or file or name.lower() in OWN.split(", "):
-        rule = "may hold letters, digits and _ . = + -, end like no file (.json) and be none of"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name) or name.lower().split(".")[-1] in OWN.split(", "):
+        rule = "may hold letters, digits and _ . = + -, but neither be nor end in one of"
         raise ValueError(f"RUN_NAME {rule} {OWN}; got {name!r}")
     ours = ("config.json", "parameters.yaml")  # the second: the runner's
     if folder.exists() and any(folder.iterdir()) and not any((folder / file).exists() for file in ours):

@@ -163,7 +163,7 @@ def test_a_run_is_not_called_what_a_run_folder_holds(name):
     """checkpoint/config.json passed for a run's, and the next claim moved that run away with the other's."""
     run = start_run("00_x", "cpu", {})
     trained(run, {"rate": 1}, 1)
-    with pytest.raises(ValueError, match=r"letters, digits and _ . = \+ -, end like no .*checkpoint, .*got"):
+    with pytest.raises(ValueError, match=r"letters, digits and _ . = \+ -, but neither .*checkpoint, .*got"):
         start_run("00_x", "cpu", {"LR": 2}, name)
     assert run.claim({"rate": 1}) == {"marker": 1}
 

@@ -111,8 +111,7 @@ class BanditTrainer:
         the environment's reply.
         """
         last = min(stop_at or self.config.updates, self.config.updates)
-        begun = time.monotonic()
-        self.stopped_by = 0
+        begun, self.stopped_by = time.monotonic(), 0
         with self.run.alone() if self.run is not None else nullcontext(), heard(self._stop):
             if self.run is not None:
                 self._load(self.run)  # another may have trained here since
