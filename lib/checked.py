@@ -12,10 +12,13 @@ Why not pydantic: it reads True as the choice 1, and says of what is allowed onl
 """
 
 import difflib
+import dis
 import importlib.util
 import inspect
 import json
 import math
+import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,27 +102,55 @@ def is_json(value: Any) -> bool:
         return False
 
 
-def identity(function: Any) -> Any:
-    """What tells a function from others of its name, as JSON: its text, and the values it was made with.
+def identity(function: Any, inside: tuple[Any, ...] = ()) -> Any:
+    """What tells a function from others of its name, as JSON: its text, what it was made with, its globals.
 
     ValueError where they cannot be written down, unless its attribute `setting`, as text, says what it is.
+    `inside` those that are being written down, what is installed goes by its name.
     """
     if hasattr(function, "setting"):
         return function.setting
+    if inside and (known := _known(function, inside)):
+        return known
+    write, name = partial(json.dumps, default=partial(identity, inside=(*inside, function))), ""
     try:
         if isinstance(function, partial):
-            found: list[Any] = [function.func, function.args, function.keywords]
-        elif hasattr(function, "__self__"):
+            return json.loads(write([function.func, function.args, function.keywords]))
+        if hasattr(function, "__self__"):
             raise TypeError("it belongs to an object")
-        else:
-            values = inspect.getclosurevars(function)
-            plain = {name: value for name, value in values.globals.items() if is_json(value)}
-            found = [inspect.getsource(function), function.__defaults__, function.__kwdefaults__]
-            found += [values.nonlocals, plain]
-        return json.loads(json.dumps(found, default=identity))
-    except (OSError, TypeError, RecursionError) as error:
-        why = f"nothing says what it is ({error})"
+        function = inspect.unwrap(function, stop=lambda one: hasattr(one, "__code__"))  # of a cache
+        made = [function.__defaults__, function.__kwdefaults__, inspect.getclosurevars(function).nonlocals]
+        found = [*json.loads(write([inspect.getsource(function), *made])), {}]
+        for name in sorted(_globals(function.__code__) & function.__globals__.keys()):
+            if (value := function.__globals__[name]) is not sys.modules.get(name):
+                found[-1][name] = json.loads(write(value), parse_constant=str)  # NaN is not the same again
+        return found
+    except (AttributeError, OSError, TypeError, ValueError, RecursionError) as error:
+        why = f"nothing says what {f'its global {name!r}' if name else 'it'} is ({error})"
         raise ValueError(f"{function!r}: {why}; give it an attribute `setting`") from None
+
+
+def _globals(code: types.CodeType) -> set[str]:
+    """The globals that a function reads, or what is written in it."""
+    names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    return names.union(*(_globals(part) for part in code.co_consts if isinstance(part, types.CodeType)))
+
+
+def _known(value: Any, inside: tuple[Any, ...]) -> Any:
+    """What names say enough of, or short texts: modules, what is installed, who calls who called it."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    if isinstance(value, (set, frozenset, re.Pattern)):
+        return [value.pattern, value.flags] if isinstance(value, re.Pattern) else sorted(value, key=repr)
+    place, owner = getattr(value, "__module__", None) or "", getattr(value, "__self__", None)
+    file = str(getattr(sys.modules.get(place), "__file__", "")) if place != "__main__" else ""
+    installed = place.partition(".")[0] in sys.stdlib_module_names or "-packages" in file
+    free = hasattr(value, "__qualname__") and isinstance(owner, types.ModuleType | None)
+    if free and (installed or any(value is one for one in inside)):
+        return f"{place}.{value.__qualname__}"
+    return (
+        inspect.getsource(value) if free and (place.startswith("lib.") or isinstance(value, type)) else None
+    )
 
 
 def tracker_fault(report_to: Any) -> str | None:

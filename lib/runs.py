@@ -17,9 +17,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -34,7 +35,9 @@ from lib.writing import KeptLines, explained, held, read_json, write_atomically,
 from lib.writing import RunFolderError as RunFolderError
 
 ROOT = Path(__file__).resolve().parent.parent
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's end, a closed terminal
+# What is in a run folder, of notebooks too: a run by that name would be taken for it. The last are files.
+OWN = "checkpoint, previous, rollouts, result, policy, replies, embeddings, sft_set, one_step, grpo, ada_grpo"
+OWN += ", ddp, fsdp2, vllm, solutions, json, jsonl, yaml, ipynb, md"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "numpy")
 
 
@@ -85,10 +88,9 @@ class Run:
         import pyarrow as pa  # here, since whoever only opens a run folder need not wait for it
         from pyarrow import parquet
 
-        def valid(value: Any) -> Any:
-            return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-        rows = [{field: valid(value) for field, value in asdict(rollout).items()} for rollout in rollouts]
+        rows = [asdict(rollout) for rollout in rollouts]
+        for row in rows:
+            row |= {k: v.encode("utf-8", "replace").decode() for k, v in row.items() if isinstance(v, str)}
         buffer = pa.BufferOutputStream()
         parquet.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
         write_atomically(self.folder / "rollouts" / f"{name}.parquet", buffer.getvalue().to_pybytes())
@@ -140,33 +142,26 @@ class Run:
         return held(self.folder / ".lock", f"Another process trains in {self.folder}: {remedy}")
 
     def _settings(self) -> dict[str, Any]:
-        path = self.checkpoint / "config.json"
-        return read_json(path) if path.exists() else {}
+        with suppress(FileNotFoundError):  # the first process may move it at any time
+            return read_json(self.checkpoint / "config.json")
+        return {}
 
     def _make_room(self, old: Mapping[str, Any], new: Mapping[str, Any], say: Callable[[str], None]) -> None:
-        """Put what other settings left in their place, and what these left here."""
-        if old != new and self.checkpoint.exists():
-            kept = self._set_aside(old)
-            say(f"other settings than last time ({_differences(old, new)}); the last are kept in {kept}")
-        self._bring_back(new)
-
-    def _set_aside(self, old: Mapping[str, Any]) -> str:
-        """Move checkpoint and log away, to come back when their settings do; gives the place."""
-        place = self.folder / "previous" / (digest(old) if old else _now())
-        _move(("metrics.jsonl", "checkpoint"), self.folder, place)
-        return _shown(place)
-
-    def _bring_back(self, settings: Mapping[str, Any]) -> None:
-        """What these settings left before, or an empty checkpoint folder that names them.
+        """Put what other settings left in their place, and what these left here, or a new checkpoint folder.
 
         What a kill left of either move is moved now: the log goes first and comes back last.
         """
-        place = self.folder / "previous" / digest(settings)
+        if old != new and self.checkpoint.exists():
+            place = self.folder / "previous" / (digest(old) if old else _now())
+            _move(("metrics.jsonl", "checkpoint"), self.folder, place)
+            kept = f"the last are kept in {_shown(place)}"
+            say(f"other settings than last time ({_differences(old, new)}); {kept}")
+        place = self.folder / "previous" / digest(new)
         if place.exists():
             _move(sorted(path.name for path in place.iterdir()), place, self.folder)
             place.rmdir()
         elif not self._settings():
-            write_json(self.checkpoint / "config.json", settings)
+            write_json(self.checkpoint / "config.json", new)
 
 
 def run_folder(notebook: str, profile: str, name: str = "") -> Path:
@@ -174,8 +169,9 @@ def run_folder(notebook: str, profile: str, name: str = "") -> Path:
     folder = runs_folder() / profile / notebook / name
     if not name:
         return folder
-    if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name):
-        raise ValueError(f"RUN_NAME may hold letters, digits and _ . = + -, got {name!r}")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name) or name.lower().split(".")[-1] in OWN.split(", "):
+        rule = "may hold letters, digits and _ . = + -, but neither be nor end in one of"
+        raise ValueError(f"RUN_NAME {rule} {OWN}; got {name!r}")
     ours = ("config.json", "parameters.yaml")  # the second: the runner's
     if folder.exists() and any(folder.iterdir()) and not any((folder / file).exists() for file in ours):
         raise ValueError(f"RUN_NAME {name!r}: {_shown(folder)} holds something else; choose another name")
@@ -185,14 +181,16 @@ def run_folder(notebook: str, profile: str, name: str = "") -> Path:
 def start_run(notebook: str, profile: str, config: Mapping[str, Any], name: str = "") -> Run:
     """Open the run folder of a notebook and write its config.json.
 
-    Where the configuration is another than last time, the old one and its results go to `previous/`.
+    Where the configuration is another than last time, the old one and its results go to `previous/`. The new
+    one is written last: a kill leaves it beside no results of the old.
     Checkpoint and log belong to the settings of the training alone: see `Run.claim`.
     """
     _code_version()
     folder = run_folder(notebook, profile, name)
-    path = folder / "config.json"
-    if path.exists() and read_json(path) != json.loads(json.dumps(dict(config))):
-        _move(("config.json", "metrics.json", "rollouts"), folder, folder / "previous" / _now())
+    path, place = folder / "config.json", folder / "previous" / _now()
+    if path.exists() and (old := read_json(path)) != json.loads(json.dumps(dict(config))):
+        write_json(place / path.name, old)
+        _move(("metrics.json", "numbers.json", "rollouts"), folder, place)
     write_json(path, config)
     (folder / "numbers.json").unlink(missing_ok=True)
     return Run(folder, config)
@@ -247,11 +245,10 @@ def _now() -> str:
 
 def provenance(**facts: Any) -> dict[str, Any]:
     """Where a result comes from: the given facts, the commit, the versions, the machine and the time."""
-    versions = {name: metadata.version(name) for name in PACKAGES}
     return {
         **facts,
         **_code_version(),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -289,6 +286,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def heard(react: Callable[[int, Any], None]) -> Iterator[None]:
+    """Give the signals that stop a run to `react`, but those nohup ignores; only the main thread has them."""
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler's end, a closed terminal
+    here = stops if threading.current_thread() is threading.main_thread() else ()
+    old = {n: signal.signal(n, react) for n in here if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def end_by(number: int, last: str) -> None:
+    """End as a signal asks, `last` being saved: KeyboardInterrupt, or the process ends; 0 is no signal."""
+    saved = f"saved at {last}; the same call goes on from there"
+    if number and number != signal.SIGINT:
+        print(saved, flush=True)
+        signal.raise_signal(number)
+    if number:
+        raise KeyboardInterrupt(saved)
+
+
 def is_first_process() -> bool:
     """Whether this process is alone, or the first of those that were launched together."""
     return os.environ.get("RANK", "0") == "0"
@@ -315,5 +335,7 @@ def _code_version() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
+    with suppress(OSError):  # git is not installed
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+    return None

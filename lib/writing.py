@@ -37,14 +37,9 @@ class KeptLines:
 
     def read(self) -> list[Any]:
         """What was stored so far; nothing where there is no file yet."""
-        text, rows = self.path.read_text(encoding="utf-8") if self.path.exists() else "", []
-        for number, line in enumerate(text.split("\n")[:-1], 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                fault = f"{self.path}, line {number}, is not JSON ({error.msg})"
-                raise RunFolderError(f"{fault}. Delete that line, or the file to begin anew.") from None
-        return rows
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        remedy = "Delete that line, or the file to begin anew."
+        return [_parsed(line, f"{self.path}, line {n},", remedy) for n, line in enumerate(lines, 1)]
 
     def append(self, rows: Iterable[Any]) -> None:
         """Store more."""
@@ -91,12 +86,14 @@ def explained(path: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; a damaged one is named."""
+    return _parsed(path.read_bytes(), str(path), "Delete it and run again.")
+
+
+def _parsed(content: bytes, place: str, remedy: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunFolderError(
-            f"{path} is not JSON ({error.msg}, line {error.lineno}). Delete it and run again."
-        ) from None
+        return json.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # what is no UTF-8 is a ValueError too
+        raise RunFolderError(f"{place} is not JSON ({error}). {remedy}") from None
 
 
 @contextmanager

@@ -337,7 +337,7 @@ def test_ctrl_c_between_two_questions_waits_for_the_update(monkeypatch):
 def test_a_scheduler_that_ends_a_job_loses_no_update(number, monkeypatch):
     """The process would end by the signal; here it is only noted."""
     run, ended = start_run("t", "cpu", {}), []
-    monkeypatch.setattr("lib.bandit.training.signal.raise_signal", ended.append)
+    monkeypatch.setattr("signal.raise_signal", ended.append)
     before = signal.signal(number, signal.SIG_DFL)
     trainer, _ = make(run, fail=lambda call: os.kill(os.getpid(), number) if call == 3 else None)
     with pytest.raises(KeyboardInterrupt, match="saved at update 2"):
@@ -354,6 +354,31 @@ def test_a_kill_before_the_first_save_leaves_no_rows_behind(monkeypatch):
         trainer.train()
     make(run)[0].train()
     assert [row["step"] for row in run.metrics()] == list(range(1, 13))
+
+
+def test_two_trainers_of_one_run_train_it_once():
+    """Both were built before either trained: twelve rows for six updates, and the first was lost."""
+    run = start_run("t", "cpu", {})
+    (first, _), (second, asked) = make(run, updates=6), make(run, updates=6)
+    first.train()
+    rows = run.metrics()
+    assert [row["step"] for row in second.train()] == list(range(1, 7)) and asked.calls == 0
+    assert run.metrics() == rows and torch.equal(weights(first), weights(second))
+    assert second.decisions == first.decisions and second.train() == rows
+
+
+def test_a_trainer_goes_on_with_its_own_settings_whoever_trained_since():
+    run = start_run("t", "cpu", {})
+    first, _ = make(run)
+    first.train(stop_at=5)
+    other, _ = make(run, seed=1)
+    other.train(stop_at=7)
+    first.train()
+    assert [row["step"] for row in run.metrics()] == list(range(1, 13))
+    whole, _ = make()
+    whole.train()
+    assert torch.equal(weights(first), weights(whole)) and first.decisions == whole.decisions
+    assert make(run, seed=1)[0].step == 7
 
 
 def test_two_processes_cannot_train_one_policy():

@@ -117,7 +117,6 @@ def test_a_step_and_a_half_must_fit_before_the_end(left, stops, monkeypatch):
     state = TrainerState(global_step=1, max_steps=9)
     monkeypatch.setattr(time, "monotonic", lambda: 500.0)
     callback.on_train_begin(None, state, control)
-    callback.restore_signals()
     monkeypatch.setattr(time, "monotonic", lambda: 510.0)  # a step took ten seconds
     monkeypatch.setattr(time, "time", lambda: 1000.0 - left)
     callback.on_step_end(TrainingArguments(use_cpu=True, report_to="none"), state, control)

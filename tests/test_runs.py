@@ -18,6 +18,7 @@ from lib import runs
 from lib.formats import ReasoningFormat
 from lib.runs import CheckpointError, RunFolderError, check_provenance, start_run, write_atomically
 from lib.tasks import Rollout
+from lib.writing import KeptLines, read_json
 
 
 def test_a_run_folder_holds_config_metrics_and_result(private_runs):
@@ -78,6 +79,18 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it():
         run.metrics()
 
 
+@pytest.mark.parametrize("damage", [b'{"step": \xff}', b"[" * 100_000, b"", b"\x00" * 16])
+def test_a_file_is_named_however_it_is_damaged(damage, tmp_path):
+    """Bytes that are no UTF-8, and nesting without an end, came through as Python's own errors."""
+    rows, value = tmp_path / "rows.jsonl", tmp_path / "value.json"
+    rows.write_bytes(b"{}\n" + damage + b"\n{}\n")
+    value.write_bytes(damage)
+    with pytest.raises(RunFolderError, match=r"rows.jsonl, line 2, is not JSON .* Delete that line"):
+        KeptLines(rows).read()
+    with pytest.raises(RunFolderError, match=r"value.json is not JSON .* Delete it"):
+        read_json(value)
+
+
 def test_another_configuration_does_not_mix_with_the_old_one():
     old = start_run("00_x", "cpu", {"SEED": 1})
     old.log(1, {"loss": 1.0})
@@ -86,6 +99,45 @@ def test_another_configuration_does_not_mix_with_the_old_one():
     new = start_run("00_x", "cpu", {"SEED": 2})
     assert not (new.folder / "metrics.json").exists()
     assert len(list((old.folder / "previous").glob("*/metrics.json"))) == 1
+
+
+@pytest.mark.parametrize("name", ["", "lr=2"])
+@pytest.mark.parametrize("steps", range(6))
+def test_a_kill_leaves_no_results_under_another_configuration(steps, name, monkeypatch):
+    """Killed at each rename, those that write config.json included; either configuration may follow."""
+    old = start_run("00_x", "cpu", {"LR": 1}, name)
+    old.finish({"rate": 1})
+    old.quote(rate=1)
+    write_atomically(old.folder / "rollouts" / "test.parquet", "1")
+    left = [steps]
+
+    def until_killed(rename):
+        def renamed(path, target):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        return renamed
+
+    with monkeypatch.context() as patched:
+        for how in ("rename", "replace"):
+            patched.setattr(runs.Path, how, until_killed(getattr(runs.Path, how)))
+        with contextlib.suppress(KeyboardInterrupt):
+            start_run("00_x", "cpu", {"LR": 2}, name)
+
+    results = ("metrics.json", "numbers.json", "rollouts")
+
+    def there():
+        return [result for result in results if (old.folder / result).exists()]
+
+    now = json.loads((old.folder / "config.json").read_text())
+    assert now == {"LR": 1} or there() in ([], ["numbers.json"]), "the new one's results are not there yet"
+    new = start_run("00_x", "cpu", {"LR": 2}, name)
+    assert json.loads((new.folder / "config.json").read_text()) == {"LR": 2} and there() == []
+    kept = [place for place in (old.folder / "previous").iterdir() if any(place.iterdir())]
+    assert all(json.loads((place / "config.json").read_text()) == {"LR": 1} for place in kept)
+    assert sorted(p.name for place in kept for p in place.iterdir() if p.name != "config.json") == [*results]
 
 
 def test_a_run_name_tells_the_runs_of_a_sweep_apart(private_runs):
@@ -104,6 +156,27 @@ def test_a_run_name_cannot_reach_another_folder(name):
     write_atomically(run.checkpoint / "weights", "")
     with pytest.raises(ValueError, match="RUN_NAME"):
         start_run("00_x", "cpu", {}, name)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "Previous", "rollouts", "result", "grpo", "metrics.json"])
+def test_a_run_is_not_called_what_a_run_folder_holds(name):
+    """checkpoint/config.json passed for a run's, and the next claim moved that run away with the other's."""
+    run = start_run("00_x", "cpu", {})
+    trained(run, {"rate": 1}, 1)
+    with pytest.raises(ValueError, match=r"letters, digits and _ . = \+ -, but neither .*checkpoint, .*got"):
+        start_run("00_x", "cpu", {"LR": 2}, name)
+    assert run.claim({"rate": 1}) == {"marker": 1}
+
+
+def test_without_git_a_run_names_no_commit(monkeypatch, tmp_path):
+    """A ZIP on a small image: every notebook ended in its set-up cell."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    runs._code_version.cache_clear()
+    try:
+        start_run("00_x", "cpu", {})
+        assert runs.provenance()["commit"] is None
+    finally:
+        runs._code_version.cache_clear()
 
 
 # ---- what was trained -----------------------------------------------------------------------------
@@ -193,6 +266,21 @@ def test_the_other_processes_wait_for_the_first(monkeypatch):
     assert run.claim({"seed": 1}) is None
     waiting.join(timeout=60)
     assert not waiting.is_alive()
+
+
+def test_settings_that_move_while_they_are_read_are_not_there_yet(monkeypatch):
+    """Of several processes, one asked whether they exist, and read them after the first had moved them."""
+    run = start_run("00_x", "cpu", {})
+    trained(run, {"seed": 1}, 1)
+    read, moved = runs.Path.read_bytes, []
+
+    def too_late(path):
+        if path == run.checkpoint / "config.json" and not moved:
+            moved.append(path.rename(path.with_name("moved")))
+        return read(path)
+
+    monkeypatch.setattr(runs.Path, "read_bytes", too_late)
+    assert run._settings() == {} and moved
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):

@@ -4,14 +4,11 @@ The LLM is asked once and rewarded once, so this is a contextual bandit. The pol
 one head for each part of the configuration; REINFORCE trains it, Boltzmann sampling explores.
 """
 
-import json
 import math
-import signal
-import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -24,7 +21,7 @@ from lib.bandit.actions import HEADS
 from lib.bandit.environments import Environment
 from lib.bandit.learner import ConfigurationPolicy, Count, Decisions
 from lib.checked import Range, check_fields, identity
-from lib.runs import STOPPING, Run, digest, write_atomically
+from lib.runs import KeptLines, Run, digest, end_by, heard, write_rows
 
 Row = dict[str, float]
 
@@ -99,12 +96,12 @@ class BanditTrainer:
         self.decisions: list[dict[str, Any]] = []
         self._last_rewards = defaultdict[int, deque[float]](lambda: deque(maxlen=config.question_window))
         self.history: list[Row] = []
-        self.stopped_by, self._asking = 0, False
+        self.stopped_by, self._asking, self.finished = 0, False, False
+        self._settings: dict[str, Any] = asdict(config)
         if run is not None:
-            start = {"policy": digest(dict(policy.state_dict())), "embeddings": digest(embeddings)}
+            self._settings |= {"policy": digest(dict(policy.state_dict())), "embeddings": digest(embeddings)}
             with run.alone():
-                start["environment"] = identity(environment)
-                self.finished = run.claim(asdict(config) | start, say=print) is not None
+                self._settings["environment"] = identity(environment)
                 self._load(run)
 
     def train(self, *, stop_at: int | None = None, say: Callable[[str], None] | None = None) -> list[Row]:
@@ -114,8 +111,10 @@ class BanditTrainer:
         the environment's reply.
         """
         last = min(stop_at or self.config.updates, self.config.updates)
-        begun = time.monotonic()
-        with self.run.alone() if self.run is not None else nullcontext(), self._stoppable():
+        begun, self.stopped_by = time.monotonic(), 0
+        with self.run.alone() if self.run is not None else nullcontext(), heard(self._stop):
+            if self.run is not None:
+                self._load(self.run)  # another may have trained here since
             try:
                 while self.step < last and not self.stopped_by:
                     row = self.update()
@@ -131,14 +130,9 @@ class BanditTrainer:
             finally:
                 self._asking = False
                 self.save()
-        if self.run is not None and not self.finished and self.step == self.config.updates:
-            self.run.keep({"updates": self.step})
-        if self.stopped_by:
-            saved = f"saved at update {self.step}; the same call goes on from there"
-            if self.stopped_by != signal.SIGINT:
-                print(saved, flush=True)
-                signal.raise_signal(self.stopped_by)
-            raise KeyboardInterrupt(saved)
+            if self.run is not None and not self.finished and self.step == self.config.updates:
+                self.run.keep({"updates": self.step})
+        end_by(self.stopped_by, f"update {self.step}")
         return self.history
 
     def update(self) -> Row:
@@ -154,17 +148,13 @@ class BanditTrainer:
         self._asking = False
         answered = ~rewards.isnan()
         if not answered.any():
-            raise NoAnswersError(
-                f"none of the {len(rewards)} requests of update {self.step + 1} was answered; see what the "
-                "server says, then call train again: it goes on from here"
-            )
+            none = f"none of the {len(rewards)} requests of update {self.step + 1} was answered"
+            remedy = "see what the server says, then call train again: it goes on from here"
+            raise NoAnswersError(f"{none}; {remedy}")
         shifted = rewards[answered] + config.reward_shift
         advantages = self._advantages(questions[answered], shifted)
-        logits = {
-            head: values[answered]
-            for head, values in self.policy(embeddings).items()
-            if head in (*config.heads, "joint")
-        }
+        learning, logits = (*config.heads, "joint"), self.policy(embeddings)
+        logits = {head: values[answered] for head, values in logits.items() if head in learning}
         actions = {head: chosen.choices[head][answered] for head in logits}
         if config.update.startswith("released"):
             sign = 1 if config.update == "released" else -1
@@ -231,8 +221,7 @@ class BanditTrainer:
         """Write decisions, and policy and optimizer, to the run's checkpoint; each file in one step."""
         if self.run is None:
             return
-        lines = "".join(json.dumps(decision) + "\n" for decision in self.decisions)
-        write_atomically(self.run.checkpoint / "decisions.jsonl", lines)
+        write_rows(self.run.checkpoint / "decisions.jsonl", self.decisions)
         moments = self.optimizer.state_dict()["state"]
         states = {"policy": self.policy.state_dict()} | {f"optimizer.{n}": moments[n] for n in moments}
         tensors = {
@@ -246,9 +235,13 @@ class BanditTrainer:
 
     def _load(self, run: Run) -> None:
         """Go on where the checkpoint stands, if there is one; what was logged after it is dropped."""
-        if not (run.checkpoint / "policy.safetensors").exists():
-            run.rewind(-1)
-            return
+        self.finished = run.claim(self._settings, say=None if self.finished else print) is not None
+        if (run.checkpoint / "policy.safetensors").exists():
+            self._read(run)
+        run.rewind(self.step)
+        self.history = run.metrics()
+
+    def _read(self, run: Run) -> None:
         states: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)  # of the policy, and by parameter
         with safe_open(run.checkpoint / "policy.safetensors", framework="pt") as file:
             self.step = int(file.metadata()["step"])
@@ -260,26 +253,13 @@ class BanditTrainer:
         groups = self.optimizer.state_dict()["param_groups"]
         moments = {int(number): state for number, state in states.items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        lines = (run.checkpoint / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
-        self._keep(row for row in map(json.loads, lines) if row["step"] <= self.step)
-        run.rewind(self.step)
-        self.history = run.metrics()
+        self.decisions.clear()
+        self._last_rewards.clear()
+        kept = KeptLines(run.checkpoint / "decisions.jsonl").read()
+        self._keep(row for row in kept if row["step"] <= self.step)
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """A signal ends training, after an update that learns; it reaches no thread but the main one."""
-
-        def stop(number: int, frame: Any) -> None:
-            self.stopped_by = number
-            if self._asking:
-                raise KeyboardInterrupt
-
-        self.stopped_by, old = 0, {}
-        if threading.current_thread() is threading.main_thread():
-            heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
-            old = {number: signal.signal(number, stop) for number in heard}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int, frame: Any) -> None:
+        """A signal ends training, after an update that learns."""
+        self.stopped_by = number
+        if self._asking:
+            raise KeyboardInterrupt

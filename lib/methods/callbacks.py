@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -14,7 +13,7 @@ from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Arguments
 
-from lib.runs import STOPPING, Run
+from lib.runs import Run
 
 LINES = 10  # that a training says
 
@@ -43,20 +42,11 @@ class RunCallback(TrainerCallback):
         self.stopped_by, self.ends = 0, end_of_job()
         self._begun = self._last_end = time.monotonic()
         self._longest = 0.0  # seconds of a step
-        self._old_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if state.global_step >= self.last(state):
             raise NothingLeftError
         self._begun = self._last_end = time.monotonic()
-        if threading.current_thread() is threading.main_thread():  # signals reach no other
-            heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
-            self._old_handlers = {number: signal.signal(number, self._stop) for number in heard}
-
-    def restore_signals(self) -> None:
-        """Give the signals back to whom they belonged before training."""
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
 
     def on_epoch_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """Resumed, several processes would take the rows in the first epoch's order; so would TRL's RL."""
@@ -73,9 +63,9 @@ class RunCallback(TrainerCallback):
         if soon and not self.stopped_by and state.global_step < self.last(state):
             self.stopped_by = signal.SIGTERM
         if args.world_size > 1:  # the signal reaches processes at different steps, and saving needs them all
-            heard = torch.tensor(self.stopped_by, dtype=torch.int32, device=args.device)
-            torch.distributed.all_reduce(heard, op=torch.distributed.ReduceOp.MAX)
-            self.stopped_by = int(heard)
+            number = torch.tensor(self.stopped_by, dtype=torch.int32, device=args.device)
+            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+            self.stopped_by = int(number)
         if self.stopped_by and state.global_step % updates == 0:
             control.should_save = control.should_training_stop = True
         if state.global_step >= self.last(state):
@@ -100,7 +90,8 @@ class RunCallback(TrainerCallback):
             found = "   ".join(f"{label} {value:.3f}" for label, value in values.items())
             self.say(f"step {state.global_step:>5} of {last}   {found}   {seconds:4.0f} s")
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """A signal, which ends training after the step."""
         self.stopped_by = number
 
 

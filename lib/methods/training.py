@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import time
 import warnings
 import zipfile
@@ -22,7 +21,7 @@ from lib.methods.base import TrainingConfig
 from lib.methods.callbacks import NothingLeftError, RunCallback
 from lib.policies.adapters import add_lora, merge_adapter, start_embeddings
 from lib.policies.load import fingerprint, load_policy, load_tokenizer, quiet
-from lib.runs import Run, digest, is_first_process, peak_memory_mb, runs_folder
+from lib.runs import Run, digest, end_by, heard, is_first_process, peak_memory_mb, runs_folder
 
 Rows = Sequence[Mapping[str, Any]]
 Facts = dict[str, Any]
@@ -32,14 +31,16 @@ PROJECT = "adaptive-reasoning"  # where trackers gather the runs
 def trainer_arguments(config: TrainingConfig, folder: Path, batch_size: int, **options: Any) -> Any:
     """The configuration as TRL writes it, with steps of `batch_size` responses over all processes.
 
-    A tracker that `trainer` names finds the run under its folder's name, in one project.
+    A tracker that `trainer` names shows the run as its folder, smoke/03_ada_grpo/grpo, in one project.
     """
     os.environ.setdefault("WANDB_PROJECT", PROJECT)  # wandb's callback looks nowhere else
     accelerated = torch.accelerator.is_available()
     shared = config.options | {"data_seed": config.seed, "bf16": config.precision == "bfloat16"}
     shared |= {"per_device_train_batch_size": config.micro_batch_size, "ddp_find_unused_parameters": False}
     shared |= {"use_cpu": not accelerated, "dataloader_pin_memory": accelerated}
-    shared |= {"output_dir": str(folder), "run_name": _run_name(folder.parent), "project": PROJECT}
+    run, runs = folder.parent, runs_folder()
+    name = run.relative_to(runs).as_posix() if run.is_relative_to(runs) else run.name
+    shared |= {"output_dir": str(folder), "run_name": name, "project": PROJECT}
     shared |= {"report_to": "none", "disable_tqdm": True}
     arguments = config.arguments(**shared | options | dict(config.trainer))
     steps = accumulation_steps(batch_size, config.micro_batch_size, arguments.world_size)
@@ -47,20 +48,13 @@ def trainer_arguments(config: TrainingConfig, folder: Path, batch_size: int, **o
     return arguments
 
 
-def _run_name(folder: Path) -> str:
-    """A run folder as trackers show it: smoke/03_ada_grpo/grpo."""
-    inside = folder.is_relative_to(runs_folder())
-    return folder.relative_to(runs_folder()).as_posix() if inside else folder.name
-
-
 def accumulation_steps(batch_size: int, micro_batch_size: int, processes: int) -> int:
     """Micro-batches per step, so that a step holds `batch_size` responses however many processes share it."""
     steps, rest = divmod(batch_size, micro_batch_size * processes)
     if rest or not steps:
-        raise ValueError(
-            f"a batch of {batch_size} cannot be shared by {processes} processes in micro-batches of "
-            f"{micro_batch_size}: make batch_size a multiple of {micro_batch_size * processes}"
-        )
+        shared = f"shared by {processes} processes in micro-batches of {micro_batch_size}"
+        remedy = f"make batch_size a multiple of {micro_batch_size * processes}"
+        raise ValueError(f"a batch of {batch_size} cannot be {shared}: {remedy}")
     return steps
 
 
@@ -184,20 +178,15 @@ def run_training(trainer: Trainer, run: Run, callback: RunCallback) -> Facts:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
     begun = time.monotonic()
-    try:
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    except NothingLeftError:
-        if trainer.state.best_model_checkpoint and trainer.args.load_best_model_at_end:
-            trainer._load_best_model()
-    finally:
-        callback.restore_signals()
+    with heard(callback.hear):
+        try:
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        except NothingLeftError:
+            if trainer.state.best_model_checkpoint and trainer.args.load_best_model_at_end:
+                trainer._load_best_model()
     if callback.stopped_by:
-        saved = f"saved at step {trainer.state.global_step}; the same call goes on from there"
         trainer.accelerator.wait_for_everyone()  # a process that ends is the end of all
-        if callback.stopped_by != signal.SIGINT:
-            print(saved, flush=True)
-            signal.raise_signal(callback.stopped_by)
-        raise KeyboardInterrupt(saved)
+        end_by(callback.stopped_by, f"step {trainer.state.global_step}")
     if trainer.state.global_step == trainer.state.max_steps:
         trainer.save_model(str(run.checkpoint / "result"))
     facts = {"steps": trainer.state.global_step, "seconds": round(time.monotonic() - begun, 1)}
@@ -234,9 +223,7 @@ def _step(checkpoint: Path) -> int:
 
 def device_memory_mb() -> float:
     """The most memory used so far, in MB: of the accelerator where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return peak_memory_mb()
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
 
 
 @contextmanager
