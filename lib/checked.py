@@ -148,9 +148,8 @@ def _known(value: Any, inside: tuple[Any, ...]) -> Any:
     free = hasattr(value, "__qualname__") and isinstance(owner, types.ModuleType | None)
     if free and (installed or any(value is one for one in inside)):
         return f"{place}.{value.__qualname__}"
-    return (
-        inspect.getsource(value) if free and (place.startswith("lib.") or isinstance(value, type)) else None
-    )
+    described = free and (place.startswith("lib.") or isinstance(value, type))  # by its own text
+    return inspect.getsource(value) if described else None
 
 
 def tracker_fault(report_to: Any) -> str | None:
