@@ -452,6 +452,7 @@ def test_the_slow_answers_of_a_batch_are_compared_at_once_and_in_order(rules, ki
     assert len(verify._idle) <= 8
 
 
+@pytest.mark.slow
 def test_distinct_bombs_take_less_than_one_after_another(monkeypatch):
     if (os.cpu_count() or 1) < 2:
         pytest.skip("one processor does one thing at a time")
