@@ -96,6 +96,11 @@ def test_all_faults_of_all_notebooks_are_said_together(no_kernel):
             "is useless: it needs TRAIN_SOURCES, .*, or TEST_SOURCES",
         ),
         ("06_adareasoner", {"SERVER_MODEL": "some/model"}, "is useless: it needs SERVER_URL, which is ''"),
+        (
+            "06_adareasoner",
+            {"SERVER_URL": "http://localhost:8000/v1", "SERVER_MODEL": "some/model"},
+            "REAL_SOURCE 'adareasoner' is not on the hub; name its QUESTIONS_FILE",
+        ),
         ("03_ada_grpo", {"TRAINER": {"report_to": "wandbb"}}, "report_to='wandbb': there is no such package"),
         ("05_adaptthink", {"NUM_GENERATIONS": 3}, "NUM_GENERATIONS must be a multiple of 2, got 3"),
         ("05_adaptthink", {"START": "</think>"}, "START must not be <think> or </think>, got '</think>'"),

@@ -49,14 +49,10 @@ class LLMEnvironment:
         return shared | {name: digest(value) for name, value in kept.items()}
 
     def __call__(self, questions: torch.Tensor, actions: torch.Tensor, seed: int) -> torch.Tensor:
-        replies = self.ask(questions, actions, seed)
-        pairs = zip(questions.tolist(), replies, strict=True)
-        return torch.tensor([self._rewarded(self.questions[index], reply) for index, reply in pairs])
-
-    def _rewarded(self, question: Any, reply: str | None) -> float:
-        if reply is None:
-            return math.nan
-        return 0.0 if reply == CUT else self.reward(question, reply)
+        known: dict[str | None, float] = {None: math.nan, CUT: 0.0}
+        asked = [self.questions[index] for index in questions.tolist()]
+        pairs = zip(asked, self.ask(questions, actions, seed), strict=True)
+        return torch.tensor([self.reward(q, r) if r else known[r] for q, r in pairs])
 
     def ask(self, questions: torch.Tensor, actions: torch.Tensor, seed: int) -> list[str | None]:
         """The replies alone, None where there is none."""

@@ -143,9 +143,12 @@ def missing_places(
 def _missing_questions(values: Mapping[str, Any], origin: Mapping[str, str]) -> Iterator[str]:
     """Sources that the data folder, or the hub, does not hold: those of the test are read after training."""
     folder = values.get("DATA_FOLDER")
+    hub = {known: entry for known, entry in rules.SOURCES.items() if "hub" in entry}
+    real = values.get("SERVER_URL") and not values["QUESTIONS_FILE"] and values["REAL_SOURCE"]
+    if real and real not in hub:
+        yield f"{origin['REAL_SOURCE']}: REAL_SOURCE {real!r} is not on the hub; name its QUESTIONS_FILE"
     for name in (name for name in values if name.endswith("_SOURCES")):
         split = "test" if name == "TEST_SOURCES" else "train"  # which holds the questions for validation
-        hub = {known: entry for known, entry in rules.SOURCES.items() if "hub" in entry}
         held = [known for known, entry in hub.items() if split in entry.get("splits", ("train", "test"))]
         for source in (source for source in values[name] if source != "dial"):
             file = f"{source}_{split}.jsonl"
