@@ -117,7 +117,9 @@ def test_sharded_training_is_that_of_ddp_and_resumes(name, train, monkeypatch):
     assert sharded["resumed"] and sharded["kind"] == "DTensor" and sharded["rows"][1] < sharded["rows"][0]
     gaps = metric_gap(losses, sharded_losses), gap(weights, sharded_weights)
     print(f"FSDP2, resumed, - DDP: metrics {gaps[0]:.1e}, weights {gaps[1]:.1e}")
-    assert gaps[0] < 1e-4 and gaps[1] < 1e-5
+    # A hundredth of what Adam moves a weight in a step: near gradients of zero rounding goes that far,
+    # as it does from one process to two under DDP.
+    assert gaps[0] < 1e-4 and gaps[1] < 0.01 * (METHODS | SFTS)[name].learning_rate
 
 
 def test_processes_whose_rows_begin_otherwise_wait_for_one_another(train, monkeypatch):
